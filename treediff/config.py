@@ -1,0 +1,518 @@
+"""Every switch of the kit: its meaning, unit, default and the paper's section; the three presets; the run directory.
+
+A `Config` is one flat, frozen record. Build it with `resolve`:
+
+    cfg = resolve("tiny", masking="ast", seed=1)
+    cfg.run_dir                                # runs/tiny/ast-seed1
+
+The dataclass defaults are the paper's values; `PRESETS` lists what `tiny` and `small` change. No code may ask
+which preset it runs under: it asks the switches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+MASKINGS = ("random", "ast_span", "ast")
+"""The corruption strategies, in the order of the paper's Table 2."""
+
+
+class UserError(Exception):
+    """A bad input, switch or file. Its text is one sentence that names it and says what to do."""
+
+
+def switch(default: Any, stage: str, text: str, paper: str = "") -> Any:
+    """A dataclass field. `stage` says which outputs depend on it: run, data, train, sample or score."""
+    meta = {"stage": stage, "help": text, "paper": paper}
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class Config:
+    # --- which run -------------------------------------------------------------------------------------------
+    preset: str = switch("paper", "run", "the preset these switches started from")
+    masking: Literal["base", "random", "ast", "ast_span"] = switch(
+        "ast", "run", "corruption of the code region; `base` is the backbone without fine-tuning", "3.4, C"
+    )
+    seed: int = switch(0, "run", "seed of data order, noise, masks, initialisation and sampling")
+
+    # --- data ------------------------------------------------------------------------------------------------
+    data: str = switch(
+        "nvidia/OpenCodeReasoning", "data", "`tinycode`, a JSONL or Parquet file, or a hub data set", "4.1"
+    )
+    data_split: str = switch("split_0", "data", "configuration and split of a hub data set", "4.1")
+    rows: int = switch(150_000, "data", "training rows to keep, by a seeded choice; 0 keeps all", "4.1")
+    tokenizer: str = switch(
+        "GSAI-ML/LLaDA-8B-Instruct",
+        "data",
+        "`train` (a byte-level BPE from the training rows), a folder or a hub id",
+    )
+    vocab_size: int = switch(
+        640, "data", "entries of a tokenizer trained on the spot, special tokens included"
+    )
+    max_length: int = switch(4096, "data", "longest prompt + answer [tokens]", "4.1")
+    overlong: Literal["drop", "trim_reasoning"] = switch(
+        "drop", "data", "rows over max_length: drop, or cut the reasoning (the code always stays whole)"
+    )
+    language: str = switch("python", "data", "language of the code region")
+    tier_owner: Literal["innermost", "outermost", "keyword"] = switch(
+        "innermost",
+        "data",
+        "which tiered node owns a leaf; `keyword`: only a node's own anonymous tokens",
+        "Alg. 1",
+    )
+    token_owner: Literal["first_byte", "max_weight"] = switch(
+        "first_byte",
+        "data",
+        "tier of a token that straddles leaves: its first non-blank byte, or the heaviest",
+    )
+    span_nodes: Literal["all", "tiered"] = switch(
+        "all",
+        "data",
+        "nodes whose spans Algorithm 2 draws from: every one but the module, or those with a tier",
+        "C",
+    )
+
+    # --- corruption ------------------------------------------------------------------------------------------
+    tier_weights: dict[str, float] = switch(
+        {"skeleton": 0.15, "data": 0.42, "condition": 0.58, "control": 0.60},
+        "train",
+        "sampling weight of each tier",
+        "Table 3",
+    )
+    default_weight: float = switch(
+        0.15, "train", "weight of code outside all tiers (`default low weight`)", "Alg. 1"
+    )
+    noise: Literal["cosine", "constant"] = switch(
+        "cosine",
+        "train",
+        "eps_t falls from eps_max to eps_min by a cosine, or stays at eps_min (LLaDA)",
+        "A.2",
+    )
+    eps_max: float = switch(0.1, "train", "noise floor at the first step", "A.2")
+    eps_min: float = switch(0.001, "train", "noise floor at the last step", "A.2")
+    budget: Literal["exact", "bernoulli"] = switch(
+        "exact",
+        "train",
+        "AST masking: exactly floor(P L) code tokens, or each with its own probability",
+        "Alg. 1",
+    )
+    random_budget: Literal["bernoulli", "exact"] = switch(
+        "bernoulli",
+        "train",
+        "random masking of code: each token with probability P, or exactly floor(P L)",
+        "4.1",
+    )
+    eos_padding: Literal["batch", "one"] = switch(
+        "batch", "train", "answers end in EOS up to the batch's longest (LLaDA's recipe), or in one EOS"
+    )
+    loss_weight: Literal["none", "inverse_p"] = switch(
+        "none", "train", "weight of a masked token: 1 (Eq. 1), or 1/P (LLaDA)", "Eq. 1"
+    )
+    normaliser: Literal["masked", "answer"] = switch(
+        "masked",
+        "train",
+        "the loss is a mean over the global batch's masked tokens, or over its answer tokens",
+    )
+
+    # --- backbone and adapter --------------------------------------------------------------------------------
+    backbone: str = switch(
+        "GSAI-ML/LLaDA-8B-Instruct", "train", "`pretrain` (made on the spot), a LLaDA folder or a hub id", "A"
+    )
+    revision: str = switch(
+        "main", "train", "hub revision of backbone and tokenizer; pin a commit for a record"
+    )
+    d_model: int = switch(4096, "train", "width of a backbone made on the spot")
+    n_layers: int = switch(32, "train", "its blocks")
+    n_heads: int = switch(32, "train", "its attention heads")
+    mlp_hidden: int = switch(12288, "train", "its feed-forward width")
+    pretrain: dict[str, Any] = switch(
+        {}, "train", "switches that differ while a backbone is made on the spot"
+    )
+    lora_rank: int = switch(
+        64, "train", "LoRA rank on the 7 matrices of each block; 0 trains all weights", "A.1"
+    )
+    lora_alpha: float = switch(128.0, "train", "LoRA scale: updates are multiplied by alpha / rank", "A.1")
+    lora_dropout: float = switch(0.1, "train", "dropout before the LoRA matrices", "A.1")
+
+    # --- optimisation ----------------------------------------------------------------------------------------
+    optimiser: Literal["adamw", "muon"] = switch(
+        "adamw", "train", "muon: matrices by Muon, the rest by AdamW", "A.1"
+    )
+    lr: float = switch(5e-5, "train", "peak learning rate", "4.1")
+    muon_lr: float = switch(0.02, "train", "peak learning rate of the matrices under muon")
+    betas: list[float] = switch([0.9, 0.999], "train", "AdamW's moments", "A.1")
+    weight_decay: float = switch(0.01, "train", "AdamW's weight decay (torch's default; unstated)")
+    warmup: float = switch(0.1, "train", "share of the steps with a rising learning rate", "A.1")
+    lr_floor: float = switch(0.0, "train", "the cosine ends at this share of the peak")
+    grad_clip: float = switch(1.0, "train", "largest gradient norm; 0 does not clip")
+    epochs: float = switch(3.0, "train", "passes over the training rows", "A.1")
+    max_steps: int = switch(0, "train", "optimiser steps; 0 takes them from epochs")
+    micro_batch: int = switch(1, "train", "rows per process and forward pass", "A.1")
+    accumulation: int = switch(16, "train", "forward passes per optimiser step and process", "A.1")
+    processes: int = switch(8, "train", "training processes, one per GPU", "A")
+    precision: Literal["bf16", "fp32"] = switch("bf16", "train", "arithmetic of training and sampling", "A.1")
+    zero_stage: int = switch(2, "train", "DeepSpeed ZeRO stage", "A")
+    gradient_checkpointing: bool = switch(True, "train", "recompute activations in the backward pass")
+    checkpoint_every: int = switch(100, "run", "optimiser steps between checkpoints")
+    master_port: int = switch(0, "run", "port of the launcher on loopback; 0 picks a free one")
+
+    # --- sampling --------------------------------------------------------------------------------------------
+    benchmarks: list[str] = switch(
+        ["humaneval", "mbpp"], "run", "what to sample and score: humaneval, mbpp, tinycode"
+    )
+    lengths: list[int] = switch([256, 512], "run", "T: generated tokens = denoising steps", "4.1")
+    limit: int = switch(0, "sample", "benchmark problems to take, spread evenly; 0 takes all")
+    block_length: int = switch(32, "sample", "tokens per semi-autoregressive block [tokens]", "A.1")
+    tokens_per_step: int = switch(
+        1, "sample", "tokens committed per denoising step (T steps for T tokens: 1)", "4.1"
+    )
+    temperature: float = switch(0.0, "sample", "Gumbel noise on the logits; 0 is deterministic", "A.1")
+    prompt_style: Literal["instruct", "prefill", "bare"] = switch(
+        "instruct",
+        "sample",
+        "EvalPlus's instruction; the same with a pre-filled answer; or the problem text alone",
+    )
+    think: Literal["free", "open", "closed"] = switch(
+        "free", "sample", "start of the answer: the model's choice, an open <think>, or an empty closed one"
+    )
+    eos_suppression: bool = switch(False, "sample", "an EOS is never committed while another position can be")
+    extract: Literal["sanitize", "first_fence"] = switch(
+        "sanitize", "sample", "program out of the answer: EvalPlus's sanitize, or the first code fence"
+    )
+    sample_batch: int = switch(16, "run", "prompts decoded together")
+
+    # --- scoring ---------------------------------------------------------------------------------------------
+    workers: int = switch(0, "run", "programs scored at a time; 0 takes one per core")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    # --- where things lie ------------------------------------------------------------------------------------
+    @property
+    def preset_dir(self) -> Path:
+        """runs/<preset>: what the runs of one preset share."""
+        return runs_root() / self.preset
+
+    @property
+    def run_dir(self) -> Path:
+        """runs/<preset>/<masking>-seed<k>: one run, the contract between the stages."""
+        return self.preset_dir / f"{self.masking}-seed{self.seed}"
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows per optimiser step, over all processes."""
+        return self.micro_batch * self.accumulation * self.processes
+
+    def but(self, **changes: Any) -> Config:
+        """The same switches with some changed (checked again)."""
+        return dataclasses.replace(self, **changes)
+
+    def weights(self) -> list[float]:
+        """Weight by label (tokens.LABELS): prompt, reasoning, default, skeleton, data, condition, control."""
+        tier = self.tier_weights
+        return [
+            0.0,
+            0.0,
+            self.default_weight,
+            tier["skeleton"],
+            tier["data"],
+            tier["condition"],
+            tier["control"],
+        ]
+
+    def as_dict(self, *stages: str) -> dict[str, Any]:
+        """Switches by name; with `stages`, only those that the stages' outputs depend on."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in SWITCHES.values()
+            if not stages or f.metadata["stage"] in stages
+        }
+
+
+SWITCHES: dict[str, dataclasses.Field] = {f.name: f for f in dataclasses.fields(Config)}
+_TYPES: dict[str, Any] = typing.get_type_hints(Config)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The paper's run: 8 GPUs, LLaDA-8B-Instruct, 150,000 rows of OpenCodeReasoning.
+    "paper": {},
+    # One GPU and a local LLaDA folder: the paper's recipe on a tenth of the rows.
+    "small": {
+        "rows": 15_000,
+        "epochs": 1.0,
+        "processes": 1,
+        "accumulation": 32,
+        "max_length": 2048,
+        "lengths": [256],
+    },
+    # Two cores, no network, no data: everything is made on the spot (see docs/results/tiny.md).
+    "tiny": {
+        "data": "tinycode",
+        "rows": 4000,
+        "tokenizer": "train",
+        "max_length": 160,
+        "backbone": "pretrain",
+        "d_model": 128,
+        "n_layers": 4,
+        "n_heads": 4,
+        "mlp_hidden": 320,
+        "pretrain": {
+            "masking": "random",
+            "rows": 20_000,
+            "lora_rank": 0,
+            "optimiser": "muon",
+            "lr": 3e-3,
+            "weight_decay": 0.05,
+            "warmup": 0.05,
+            "lr_floor": 0.05,
+            "max_steps": 1300,
+            "micro_batch": 16,
+            "zero_stage": 0,
+            "checkpoint_every": 200,
+        },
+        "lora_rank": 16,
+        "lora_alpha": 32.0,
+        "lora_dropout": 0.0,
+        "lr": 1e-2,
+        "max_steps": 300,
+        "micro_batch": 16,
+        "accumulation": 1,
+        "processes": 2,
+        "precision": "fp32",
+        "gradient_checkpointing": False,
+        "benchmarks": ["tinycode"],
+        "lengths": [64, 96],
+        "limit": 120,
+        "prompt_style": "bare",
+        "extract": "first_fence",
+        "sample_batch": 40,
+    },
+}
+
+
+def resolve(preset: str = "tiny", **switches: Any) -> Config:
+    """The switches of a preset, with some changed by name; texts (of a command line) are read by the switch's type.
+
+    Raises UserError for an unknown preset, an unknown switch or a value that the switch does not take.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"preset: there is no {preset!r}; choose one of {', '.join(PRESETS)}.")
+    unknown = [name for name in switches if name not in SWITCHES]
+    if unknown:
+        raise UserError(f"{unknown[0]}: there is no such switch; the switches are {', '.join(SWITCHES)}.")
+    values = {**PRESETS[preset], **{k: _read(k, v) for k, v in switches.items()}}
+    return Config(**{**values, "preset": preset})
+
+
+def from_notebook(namespace: Mapping[str, Any]) -> Config:
+    """The switches that a notebook's parameters cell (and papermill's injected one) set, every other name refused.
+
+    Call it in the first cell after the parameters, with `globals()`. Any switch may be given, also one that the
+    cell does not list. On a second run of the cell by hand the notebook's own names are there too and are let be.
+    """
+    given = {
+        k: v
+        for k, v in namespace.items()
+        if not k.startswith("_") and k not in ("In", "Out", "exit", "quit", "open")
+    }
+    given = {
+        k: v for k, v in given.items() if v is None or isinstance(v, (str, int, float, bool, list, dict))
+    }
+    own = set(namespace.get("NOTEBOOK_PARAMETERS", ()))
+    given.pop("NOTEBOOK_PARAMETERS", None)
+    unknown = [k for k in given if k not in SWITCHES and k not in own]
+    if unknown and not any(isinstance(v, Config) for v in namespace.values()):
+        valid = ", ".join(sorted(own | set(SWITCHES)))
+        raise UserError(f"{unknown[0]}: this notebook has no such parameter; the valid ones are {valid}.")
+    switches = {k: v for k, v in given.items() if k in SWITCHES and k != "preset"}
+    return resolve(given.get("preset", "tiny"), **switches)
+
+
+def _read(name: str, value: Any) -> Any:
+    """`value`, if need be read from text, as the type of switch `name`."""
+    want = _TYPES[name]
+    origin = typing.get_origin(want) or want
+    wrong = UserError(f"{name}: {value!r} is not {_describe(want)}.")
+    if origin is Literal:
+        if value not in typing.get_args(want):
+            raise wrong
+        return value
+    if isinstance(value, str) and origin in (dict, list):
+        try:
+            value = json.loads(value) if value.strip()[:1] in "{[" else value.split(",")
+        except json.JSONDecodeError:
+            raise wrong from None
+    if origin is list:
+        item = typing.get_args(want)[0]
+        try:
+            return [item(v) for v in (value if isinstance(value, (list, tuple)) else [value])]
+        except (TypeError, ValueError):
+            raise wrong from None
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise wrong
+        return dict(value)
+    if origin is bool:
+        truths = {"true": True, "1": True, "false": False, "0": False}
+        if str(value).lower() not in truths:
+            raise wrong
+        return truths[str(value).lower()]
+    try:
+        number = origin(value)
+    except (TypeError, ValueError):
+        raise wrong from None
+    if origin is int and isinstance(value, (float, bool)) and value != number:
+        raise wrong
+    return number
+
+
+def _describe(want: Any) -> str:
+    origin = typing.get_origin(want) or want
+    if origin is Literal:
+        return "one of " + ", ".join(typing.get_args(want))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if origin is list:
+        return "a list of " + {int: "whole numbers", float: "numbers", str: "texts"}[typing.get_args(want)[0]]
+    return names.get(origin, 'a mapping such as {"name": value}')
+
+
+def check(cfg: Config) -> None:
+    """Refuse values that no stage can work with. Raises UserError naming the switch."""
+    for name in ("rows", "limit", "max_steps", "lora_rank", "seed", "workers", "master_port"):
+        _demand(getattr(cfg, name) >= 0, name, "must not be negative")
+    for name in ("max_length", "d_model", "n_layers", "n_heads", "mlp_hidden", "micro_batch", "accumulation"):
+        _demand(getattr(cfg, name) >= 1, name, "must be at least 1")
+    for name in ("processes", "checkpoint_every", "block_length", "tokens_per_step", "sample_batch"):
+        _demand(getattr(cfg, name) >= 1, name, "must be at least 1")
+    _demand(0 <= cfg.eps_min <= cfg.eps_max <= 1, "eps_min", "must lie in 0 <= eps_min <= eps_max <= 1")
+    _demand(0 <= cfg.lora_dropout < 1, "lora_dropout", "must lie in [0, 1)")
+    _demand(0 <= cfg.warmup <= 1, "warmup", "must be a share between 0 and 1")
+    _demand(cfg.zero_stage in (0, 1, 2, 3), "zero_stage", "must be 0, 1, 2 or 3")
+    _demand(cfg.d_model % cfg.n_heads == 0, "n_heads", f"must divide d_model {cfg.d_model}")
+    _demand(
+        set(cfg.tier_weights) == {"skeleton", "data", "condition", "control"},
+        "tier_weights",
+        "must name skeleton, data, condition and control",
+    )
+    for tier, weight in [*cfg.tier_weights.items(), ("default_weight", cfg.default_weight)]:
+        _demand(math.isfinite(weight) and 0 <= weight <= 1, f"tier_weights ({tier})", "must lie in [0, 1]")
+    for length in cfg.lengths:
+        _demand(
+            length % cfg.block_length == 0,
+            "block_length",
+            f"must divide each of lengths; {length} is not a multiple of {cfg.block_length}",
+        )
+    for name in cfg.benchmarks:
+        _demand(
+            name in ("humaneval", "mbpp", "tinycode"),
+            "benchmarks",
+            f"knows humaneval, mbpp and tinycode, not {name!r}",
+        )
+    _demand(
+        not (cfg.optimiser == "muon" and cfg.zero_stage > 0),
+        "optimiser",
+        "muon needs whole matrices, which ZeRO splits: set zero_stage to 0",
+    )
+    for name in cfg.pretrain:
+        _demand(name in SWITCHES and name != "pretrain", "pretrain", f"holds {name!r}, which is no switch")
+
+
+def _demand(ok: bool, name: str, text: str) -> None:
+    if not ok:
+        raise UserError(f"{name}: {text}.")
+
+
+# --- files: written whole or not at all ---------------------------------------------------------------------------
+
+
+def runs_root() -> Path:
+    """$TREEDIFF_RUNS, or `runs` in the project folder above the current one, or `runs` here."""
+    if os.environ.get("TREEDIFF_RUNS"):
+        return Path(os.environ["TREEDIFF_RUNS"])
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "notebooks" / "01_ast.ipynb").is_file():
+            return folder / "runs"
+    return here / "runs"
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write a file or folder to; it takes the place of `path` on success only."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    spot = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield spot / path.name
+        with (spot / path.name).open("rb") if (spot / path.name).is_file() else _nothing() as file:
+            if file:
+                os.fsync(file.fileno())
+        os.replace(spot / path.name, path)
+    finally:
+        _remove(spot)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield None
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON, written whole or not at all."""
+    with whole(path) as spot:
+        spot.write_text(
+            json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`. Raises UserError that names the file if it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: not valid JSON ({e}); delete it and run the stage again.") from None
+
+
+def claim(cfg: Config, *stages: str) -> Path:
+    """The run directory, made for these switches, or refused if it was made for others.
+
+    Raises UserError naming the first switch that differs among those the `stages` depend on.
+    """
+    path = cfg.run_dir / "config.json"
+    if path.exists():
+        found, mine = read_json(path), json.loads(json.dumps(cfg.as_dict(*stages)))
+        for name, value in mine.items():
+            if found.get(name) != value:
+                raise UserError(
+                    f"{cfg.run_dir}: this run was made with {name} = {found.get(name)!r}, not {value!r}; "
+                    f"give {name} that value, or set TREEDIFF_RUNS to another folder, or delete this one."
+                )
+    else:
+        write_json(path, cfg.as_dict())
+    return cfg.run_dir
+
+
+def is_mapping_type(name: str) -> bool:
+    """Whether switch `name` takes a mapping (for command-line help)."""
+    return isinstance(_TYPES[name], types.GenericAlias) and typing.get_origin(_TYPES[name]) is dict
