@@ -19,7 +19,7 @@ import tempfile
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +55,7 @@ class Config:
     )
     data_split: str = switch("split_0", "data", "configuration and split of a hub data set", "4.1")
     rows: int = switch(150_000, "data", "training rows to keep, by a seeded choice; 0 keeps all", "4.1")
+    data_seed: int = switch(0, "data", "seed of that choice, apart from `seed`, so that seeds share their rows")
     tokenizer: str = switch(
         "GSAI-ML/LLaDA-8B-Instruct",
         "data",
@@ -174,6 +175,9 @@ class Config:
     benchmarks: list[str] = switch(
         ["humaneval", "mbpp"], "run", "what to sample and score: humaneval, mbpp, tinycode"
     )
+    benchmark_files: dict[str, str] = switch(
+        {}, "sample", "files of benchmarks by name, as EvalPlus packs them; one not named is downloaded by EvalPlus"
+    )
     lengths: list[int] = switch([256, 512], "run", "T: generated tokens = denoising steps", "4.1")
     limit: int = switch(0, "sample", "benchmark problems to take, spread evenly; 0 takes all")
     block_length: int = switch(32, "sample", "tokens per semi-autoregressive block [tokens]", "A.1")
@@ -220,6 +224,10 @@ class Config:
     def but(self, **changes: Any) -> Config:
         """The same switches with some changed (checked again)."""
         return dataclasses.replace(self, **changes)
+
+    def with_masking(self, masking: str) -> Config:
+        """The run beside this one with another masking; `base` takes the switches in `pretrain` as well."""
+        return self.but(masking=masking, **(self.pretrain if masking == "base" else {}))
 
     def weights(self) -> list[float]:
         """Weight by label (tokens.LABELS): prompt, reasoning, default, skeleton, data, condition, control."""
@@ -270,8 +278,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_heads": 4,
         "mlp_hidden": 320,
         "pretrain": {
-            "masking": "random",
             "rows": 20_000,
+            "data_seed": 1,
             "lora_rank": 0,
             "optimiser": "muon",
             "lr": 3e-3,
@@ -314,7 +322,7 @@ def resolve(preset: str = "tiny", **switches: Any) -> Config:
     if unknown:
         raise UserError(f"{unknown[0]}: there is no such switch; the switches are {', '.join(SWITCHES)}.")
     values = {**PRESETS[preset], **{k: _read(k, v) for k, v in switches.items()}}
-    return Config(**{**values, "preset": preset})
+    return Config(**{**values, "preset": preset}).with_masking(values.get("masking", "ast"))
 
 
 def from_notebook(namespace: Mapping[str, Any]) -> Config:
@@ -511,6 +519,36 @@ def claim(cfg: Config, *stages: str) -> Path:
     else:
         write_json(path, cfg.as_dict())
     return cfg.run_dir
+
+
+def provenance(**facts: Any) -> dict[str, Any]:
+    """Where a result comes from: versions, commit, hardware, time, and the given facts."""
+    import platform
+    import subprocess
+    import time
+    from importlib.metadata import PackageNotFoundError, version
+
+    def git(*args: str) -> str | None:
+        here = Path(__file__).resolve().parent
+        done = subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    versions = {}
+    for package in ("treediff", "torch", "transformers", "peft", "deepspeed", "tree-sitter", "evalplus"):
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": os.environ.get("TREEDIFF_COMMIT") or git("rev-parse", "HEAD"),
+        "changed_files": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gpus": gpus},
+        "versions": versions,
+        **facts,
+    }
 
 
 def is_mapping_type(name: str) -> bool:

@@ -1,0 +1,272 @@
+"""The LLaDA backbone: a bidirectional Llama from transformers' blocks, in LLaDA's checkpoint format; LoRA.
+
+    model = load_backbone(folder, dtype=torch.bfloat16)     # official GSAI-ML/LLaDA files, by tensor name
+    hidden = encode(model, ids)                             # (B, L, d)
+    logits = model.lm_head(hidden[mask])                    # only where they are needed
+    save_backbone(model, folder, tokens)                    # the same format back
+
+No remote code: LLaDA's blocks are Llama's without the causal mask. A tensor that is missing, left over or of another
+shape is an error that names it. A backbone made on the spot (`new_backbone`) is saved and loaded the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from treediff.config import UserError, whole
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+    from treediff.config import Config
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The 7 matrices of each block, never the head (A.1)."""
+
+_NAMES = (  # official -> transformers; `N` is the block's number
+    ("model.transformer.wte.weight", "model.embed_tokens.weight"),
+    ("model.transformer.ln_f.weight", "model.norm.weight"),
+    ("model.transformer.ff_out.weight", "lm_head.weight"),
+    ("model.transformer.blocks.N.attn_norm.weight", "model.layers.N.input_layernorm.weight"),
+    ("model.transformer.blocks.N.q_proj.weight", "model.layers.N.self_attn.q_proj.weight"),
+    ("model.transformer.blocks.N.k_proj.weight", "model.layers.N.self_attn.k_proj.weight"),
+    ("model.transformer.blocks.N.v_proj.weight", "model.layers.N.self_attn.v_proj.weight"),
+    ("model.transformer.blocks.N.attn_out.weight", "model.layers.N.self_attn.o_proj.weight"),
+    ("model.transformer.blocks.N.ff_norm.weight", "model.layers.N.post_attention_layernorm.weight"),
+    ("model.transformer.blocks.N.ff_proj.weight", "model.layers.N.mlp.gate_proj.weight"),
+    ("model.transformer.blocks.N.up_proj.weight", "model.layers.N.mlp.up_proj.weight"),
+    ("model.transformer.blocks.N.ff_out.weight", "model.layers.N.mlp.down_proj.weight"),
+)
+_TO_OFFICIAL = {ours: official for official, ours in _NAMES}
+
+# What a LLaDA config may say without changing the computation below.
+_REQUIRED = {
+    "block_type": "llama",
+    "layer_norm_type": "rms",
+    "activation_type": "silu",
+    "rope": True,
+    "alibi": False,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "bias_for_layer_norm": False,
+    "attention_layer_norm": False,
+    "input_emb_norm": False,
+    "scale_logits": False,
+}
+
+
+def official_name(name: str) -> str:
+    """A parameter's name in LLaDA's checkpoints."""
+    block = re.search(r"\.layers\.(\d+)\.", name)
+    if not block:
+        return _TO_OFFICIAL[name]
+    return _TO_OFFICIAL[name.replace(block[0], ".layers.N.")].replace(".N.", f".{block[1]}.")
+
+
+def _empty(config: dict[str, Any], dtype: torch.dtype) -> LlamaForCausalLM:
+    """A model of a LLaDA config's shape on the meta device: no memory, no weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    for key, value in _REQUIRED.items():
+        if config.get(key, value) not in (value, None):
+            raise UserError(f"backbone: {key} = {config[key]!r} is not supported, only {value!r}.")
+    llama = LlamaConfig(
+        vocab_size=config.get("embedding_size") or config["vocab_size"],
+        hidden_size=config["d_model"],
+        intermediate_size=config["mlp_hidden_size"],
+        num_hidden_layers=config["n_layers"],
+        num_attention_heads=config["n_heads"],
+        num_key_value_heads=config.get("n_kv_heads") or config["n_heads"],
+        max_position_embeddings=config["max_sequence_length"],
+        rms_norm_eps=config["rms_norm_eps"],
+        rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
+        tie_word_embeddings=config.get("weight_tying", False),
+        use_cache=False,
+        attention_dropout=0.0,
+        bos_token_id=None,
+        eos_token_id=config.get("eos_token_id"),
+    )
+    llama.is_causal = False
+    # SDPA's backward on a CPU takes twice the time of plain matmul and softmax; on a GPU it is the flash path.
+    llama._attn_implementation = "sdpa" if torch.cuda.is_available() else "eager"
+    with torch.device("meta"):
+        model = LlamaForCausalLM(llama).to(dtype)
+    for layer in model.model.layers:
+        layer.self_attn.is_causal = False
+    model.llada_config = dict(config)
+    return model
+
+
+def _finish(model: LlamaForCausalLM, device: str) -> LlamaForCausalLM:
+    """Rebuild what is computed rather than loaded (the rotary table, in float32), tie if asked."""
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    model.model.rotary_emb = LlamaRotaryEmbedding(model.config).to(device)
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    return model.eval()
+
+
+def load_backbone(
+    name: str, dtype: torch.dtype = torch.float32, device: str = "cpu", revision: str = "main"
+) -> LlamaForCausalLM:
+    """Read an official LLaDA checkpoint (a folder or a hub id; sharded or not), one tensor at a time, as `dtype`.
+
+    Raises UserError naming any tensor that is missing, left over, of another shape or in a truncated file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder = _folder(name, revision)
+    model = _empty(_read(folder / "config.json"), dtype)
+    wanted = {official_name(n): n for n, _ in model.named_parameters()}
+    found: dict[str, Path] = {}
+    for shard in _shards(folder):
+        try:
+            with safe_open(shard, "pt", device=device) as file:
+                for tensor_name in file.keys():  # noqa: SIM118 (safe_open is no dict)
+                    found[tensor_name] = shard
+                    if tensor_name not in wanted:
+                        raise UserError(f"{shard}: tensor {tensor_name} belongs to no part of this model.")
+                    tensor = file.get_tensor(tensor_name)
+                    _assign(model, wanted[tensor_name], tensor.to(dtype), shard, tensor_name)
+        except (SafetensorError, OSError) as e:
+            raise UserError(f"{shard}: damaged or cut short ({e}); fetch it again.") from None
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        raise UserError(f"{folder}: tensor {missing[0]} is missing ({len(missing)} of {len(wanted)} are).")
+    return _finish(model, device)
+
+
+def _folder(name: str, revision: str) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as e:  # the hub client's errors have no common base; all mean that there is no checkpoint
+        reason = str(e).strip().splitlines()[0]
+        raise UserError(f"backbone: {name} is neither a folder nor a reachable hub id ({reason}).") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from treediff.config import read_json
+
+    return read_json(path)
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    names = sorted(set(_read(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    for name in names:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: this file of the checkpoint is missing.")
+    return [folder / name for name in names]
+
+
+def _assign(model: nn.Module, name: str, tensor: torch.Tensor, shard: Path, official: str) -> None:
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    want = tuple(getattr(module, leaf).shape)
+    if tuple(tensor.shape) != want:
+        raise UserError(f"{shard}: tensor {official} has shape {tuple(tensor.shape)}, config.json says {want}.")
+    setattr(module, leaf, nn.Parameter(tensor))
+
+
+def new_backbone(cfg: Config, vocab_size: int, eos_id: int, mask_id: int) -> LlamaForCausalLM:
+    """A backbone in LLaDA's shape with fresh weights, drawn from `cfg.seed`, in float32.
+
+    Query and key start out alike, and the output projection close to the value's transpose: attention that begins by
+    looking for equal tokens and copying them. At this size it saves most of the steps (docs/results/log.md).
+    """
+    config = {
+        "model_type": "llada",
+        "d_model": cfg.d_model,
+        "n_layers": cfg.n_layers,
+        "n_heads": cfg.n_heads,
+        "n_kv_heads": cfg.n_heads,
+        "mlp_hidden_size": cfg.mlp_hidden,
+        "vocab_size": vocab_size,
+        "embedding_size": vocab_size,
+        "max_sequence_length": 4 * cfg.max_length,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "weight_tying": True,
+        "eos_token_id": eos_id,
+        "pad_token_id": eos_id,
+        "mask_token_id": mask_id,
+        "torch_dtype": "float32",
+        **_REQUIRED,
+    }
+    model = _finish(_empty(config, torch.float32).to_empty(device="cpu"), "cpu")
+    draw = torch.Generator().manual_seed(cfg.seed)
+    d = cfg.d_model
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 1:
+                weight.fill_(1.0)
+            elif "embed" in name:
+                weight.normal_(0, 0.02, generator=draw)
+            else:
+                weight.normal_(0, weight.shape[1] ** -0.5, generator=draw)
+        for layer in model.model.layers:
+            attn = layer.self_attn
+            noise = torch.randn(2, d, d, generator=draw) * (0.3 * d**-0.5)
+            attn.k_proj.weight.copy_(attn.q_proj.weight + noise[0])
+            attn.o_proj.weight.copy_(attn.v_proj.weight.T + noise[1])
+    return model
+
+
+def save_backbone(model: LlamaForCausalLM, folder: Path) -> None:
+    """Write `model` to `folder` in LLaDA's format, whole or not at all."""
+    from safetensors.torch import save_file
+
+    tensors = {official_name(n): p.detach().contiguous().cpu() for n, p in model.named_parameters()}
+    with whole(folder) as spot:
+        spot.mkdir()
+        save_file(tensors, spot / "model.safetensors", metadata={"format": "pt"})
+        (spot / "config.json").write_text(json.dumps(model.llada_config, indent=1) + "\n")
+
+
+def add_lora(model: LlamaForCausalLM, cfg: Config) -> nn.Module:
+    """`model` with trainable LoRA matrices on the 7 matrices of each block, everything else frozen (A.1).
+
+    Raises UserError if one of the targets matches nothing.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(cfg.seed)  # the matrices' initialisation: the same for every masking
+    lora = LoraConfig(
+        r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, lora_dropout=cfg.lora_dropout, target_modules=list(LORA_TARGETS)
+    )
+    wrapped = get_peft_model(model, lora)
+    matched = {n.split(".")[-4] for n, p in wrapped.named_parameters() if ".lora_A." in n and p.requires_grad}
+    if matched != set(LORA_TARGETS):
+        raise UserError(f"lora: no module matches {', '.join(sorted(set(LORA_TARGETS) - matched))}.")
+    return wrapped
+
+
+def load_adapter(model: LlamaForCausalLM, folder: Path) -> LlamaForCausalLM:
+    """`model` with the PEFT adapter in `folder` merged into its weights."""
+    from peft import PeftModel
+
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: there is no PEFT adapter here.")
+    return PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
+
+
+def encode(model: nn.Module, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Last hidden states (B, L, d) of token ids (B, L); `attention_mask` (B, L) is 0 at padding, None without any."""
+    llama = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return llama.model(input_ids=ids, attention_mask=attention_mask).last_hidden_state
+
+
+def head(model: nn.Module) -> nn.Linear:
+    """The projection from hidden states to logits."""
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).lm_head
