@@ -579,7 +579,9 @@ def _wait(child: int, status: socket.socket, seconds: float) -> dict[str, Any]:
         if done:
             break
         late = time.monotonic() >= deadline
-        if late or any(fd == status.fileno() for fd, _ in poll.poll(max(0, min(tick, deadline - time.monotonic())) * 1000)):
+        if late or any(
+            fd == status.fileno() for fd, _ in poll.poll(max(0, min(tick, deadline - time.monotonic())) * 1000)
+        ):
             os.kill(child, signal.SIGKILL)
             _, code, usage = os.wait4(child, 0)
             break

@@ -194,7 +194,7 @@ trim nums c=cond:nums[-1]
     Return nums without those at the end that are {c}. => cut the last
     while nums and {C}: | > nums = nums[:-1] | return nums
 steps n c=high:n s=shrink:n
-    While n is {c}, {s}; count the steps. => loop while {C}
+    While n is {c}, {s}; count steps. => loop while {C}
     count = 0 | while {C}: | > {S} | > count += 1 | return count
 trail n c=high:n s=shrink:n
     While n is {c}, list n and {s}; return the list. => loop while {C}
@@ -206,7 +206,7 @@ climb n k=const l=limit g=grow
     Start x at {k}; while x is {l}, {g}; return x. => loop from {k}
     x = {k} | while {L}: | > {G} | return x
 halve n k=const c=parity:n j=const
-    While n is greater than {k}, floor-divide n by 2 if it is {c}, else subtract {j}; count the steps. => cut or subtract
+    While n is greater than {k}, floor-divide n by 2 if it is {c}, else subtract {j}; count steps. => cut or subtract
     count = 0 | while n > {k}: | > if {C}: | >> n //= 2 | > else: | >> n -= {j} | > count += 1 | return count
 digit_sum digits c=digit:x:2-8 m=plain
     Return the sum of {m} for all digits x of n that are {c}. => take the digits, sum {M}
