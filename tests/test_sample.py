@@ -17,7 +17,9 @@ def cases(name: str) -> list:
         return []
     greedy = [r for r in runs if r["kw"]["temperature"] == 0 and r["kw"]["remasking"] == "low_confidence"]
     plain = [r for r in greedy if not r["kw"]["cfg_scale"] and "logits_eos_inf" not in r["kw"]]
-    return [pytest.param(name, r, id=f"{name}-{i}") for i, r in enumerate(plain) if "confidence_eos_eot_inf" not in r["kw"]]
+    return [
+        pytest.param(name, r, id=f"{name}-{i}") for i, r in enumerate(plain) if "confidence_eos_eot_inf" not in r["kw"]
+    ]
 
 
 NETS = {}

@@ -373,9 +373,7 @@ if __name__ == "__main__":
     for task in BENCHMARK:
         n, left = kills(task)
         total, alive = total + n, alive + [(task["family"], task["prompt"], m) for m in left]
-    print(
-        f"mutants: {total}, killed {1 - len(alive) / total:.4f}; EvalPlus passes {evalplus_passes(BENCHMARK)} of 600"
-    )
+    print(f"mutants: {total}, killed {1 - len(alive) / total:.4f}; EvalPlus passes {evalplus_passes(BENCHMARK)} of 600")
     print(collections.Counter(family for family, _, _ in alive).most_common())
     for family, prompt, mutant in alive:
         print(f"--- {family}\n{prompt}{mutant}")

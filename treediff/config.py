@@ -16,7 +16,6 @@ import json
 import math
 import os
 import tempfile
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -61,9 +60,7 @@ class Config:
         "data",
         "`train` (a byte-level BPE from the training rows), a folder or a hub id",
     )
-    vocab_size: int = switch(
-        640, "data", "entries of a tokenizer trained on the spot, special tokens included"
-    )
+    vocab_size: int = switch(640, "data", "entries of a tokenizer trained on the spot, special tokens included")
     max_length: int = switch(4096, "data", "longest prompt + answer [tokens]", "4.1")
     overlong: Literal["drop", "trim_reasoning"] = switch(
         "drop", "data", "rows over max_length: drop, or cut the reasoning (the code always stays whole)"
@@ -94,9 +91,7 @@ class Config:
         "sampling weight of each tier",
         "Table 3",
     )
-    default_weight: float = switch(
-        0.15, "train", "weight of code outside all tiers (`default low weight`)", "Alg. 1"
-    )
+    default_weight: float = switch(0.15, "train", "weight of code outside all tiers (`default low weight`)", "Alg. 1")
     noise: Literal["cosine", "constant"] = switch(
         "cosine",
         "train",
@@ -133,26 +128,18 @@ class Config:
     backbone: str = switch(
         "GSAI-ML/LLaDA-8B-Instruct", "train", "`pretrain` (made on the spot), a LLaDA folder or a hub id", "A"
     )
-    revision: str = switch(
-        "main", "train", "hub revision of backbone and tokenizer; pin a commit for a record"
-    )
+    revision: str = switch("main", "train", "hub revision of backbone and tokenizer; pin a commit for a record")
     d_model: int = switch(4096, "train", "width of a backbone made on the spot")
     n_layers: int = switch(32, "train", "its blocks")
     n_heads: int = switch(32, "train", "its attention heads")
     mlp_hidden: int = switch(12288, "train", "its feed-forward width")
-    pretrain: dict[str, Any] = switch(
-        {}, "train", "switches that differ while a backbone is made on the spot"
-    )
-    lora_rank: int = switch(
-        64, "train", "LoRA rank on the 7 matrices of each block; 0 trains all weights", "A.1"
-    )
+    pretrain: dict[str, Any] = switch({}, "train", "switches that differ while a backbone is made on the spot")
+    lora_rank: int = switch(64, "train", "LoRA rank on the 7 matrices of each block; 0 trains all weights", "A.1")
     lora_alpha: float = switch(128.0, "train", "LoRA scale: updates are multiplied by alpha / rank", "A.1")
     lora_dropout: float = switch(0.1, "train", "dropout before the LoRA matrices", "A.1")
 
     # --- optimisation ----------------------------------------------------------------------------------------
-    optimiser: Literal["adamw", "muon"] = switch(
-        "adamw", "train", "muon: matrices by Muon, the rest by AdamW", "A.1"
-    )
+    optimiser: Literal["adamw", "muon"] = switch("adamw", "train", "muon: matrices by Muon, the rest by AdamW", "A.1")
     lr: float = switch(5e-5, "train", "peak learning rate", "4.1")
     muon_lr: float = switch(0.02, "train", "peak learning rate of the matrices under muon")
     betas: list[float] = switch([0.9, 0.999], "train", "AdamW's moments", "A.1")
@@ -172,18 +159,14 @@ class Config:
     master_port: int = switch(0, "run", "port of the launcher on loopback; 0 picks a free one")
 
     # --- sampling --------------------------------------------------------------------------------------------
-    benchmarks: list[str] = switch(
-        ["humaneval", "mbpp"], "run", "what to sample and score: humaneval, mbpp, tinycode"
-    )
+    benchmarks: list[str] = switch(["humaneval", "mbpp"], "run", "what to sample and score: humaneval, mbpp, tinycode")
     benchmark_files: dict[str, str] = switch(
         {}, "sample", "files of benchmarks by name, as EvalPlus packs them; one not named is downloaded by EvalPlus"
     )
     lengths: list[int] = switch([256, 512], "run", "T: generated tokens = denoising steps", "4.1")
     limit: int = switch(0, "sample", "benchmark problems to take, spread evenly; 0 takes all")
     block_length: int = switch(32, "sample", "tokens per semi-autoregressive block [tokens]", "A.1")
-    tokens_per_step: int = switch(
-        1, "sample", "tokens committed per denoising step (T steps for T tokens: 1)", "4.1"
-    )
+    tokens_per_step: int = switch(1, "sample", "tokens committed per denoising step (T steps for T tokens: 1)", "4.1")
     temperature: float = switch(0.0, "sample", "Gumbel noise on the logits; 0 is deterministic", "A.1")
     prompt_style: Literal["instruct", "prefill", "bare"] = switch(
         "instruct",
@@ -244,11 +227,7 @@ class Config:
 
     def as_dict(self, *stages: str) -> dict[str, Any]:
         """Switches by name; with `stages`, only those that the stages' outputs depend on."""
-        return {
-            f.name: getattr(self, f.name)
-            for f in SWITCHES.values()
-            if not stages or f.metadata["stage"] in stages
-        }
+        return {f.name: getattr(self, f.name) for f in SWITCHES.values() if not stages or f.metadata["stage"] in stages}
 
 
 SWITCHES: dict[str, dataclasses.Field] = {f.name: f for f in dataclasses.fields(Config)}
@@ -321,32 +300,31 @@ def resolve(preset: str = "tiny", **switches: Any) -> Config:
     unknown = [name for name in switches if name not in SWITCHES]
     if unknown:
         raise UserError(f"{unknown[0]}: there is no such switch; the switches are {', '.join(SWITCHES)}.")
-    values = {**PRESETS[preset], **{k: _read(k, v) for k, v in switches.items()}}
+    values = dict(PRESETS[preset])
+    for name, value in switches.items():
+        read = _read(name, value)
+        if isinstance(read, dict):  # a mapping's entries are set one by one
+            default = SWITCHES[name].default_factory()
+            read = {**default, **values.get(name, {}), **{k: _entry(name, k, v) for k, v in read.items()}}
+        values[name] = read
     return Config(**{**values, "preset": preset}).with_masking(values.get("masking", "ast"))
 
 
-def from_notebook(namespace: Mapping[str, Any]) -> Config:
+def from_notebook(namespace: Mapping[str, Any], own: tuple[str, ...] = ()) -> Config:
     """The switches that a notebook's parameters cell (and papermill's injected one) set, every other name refused.
 
-    Call it in the first cell after the parameters, with `globals()`. Any switch may be given, also one that the
-    cell does not list. On a second run of the cell by hand the notebook's own names are there too and are let be.
+    Call it in the first cell after the parameters, with `globals()` and the names of the notebook's own parameters.
+    Any switch may be given, also one that the cell does not list. When the cell is run again by hand, the names that
+    the notebook made since are let be. Raises UserError naming the valid parameters.
     """
-    given = {
-        k: v
-        for k, v in namespace.items()
-        if not k.startswith("_") and k not in ("In", "Out", "exit", "quit", "open")
-    }
-    given = {
-        k: v for k, v in given.items() if v is None or isinstance(v, (str, int, float, bool, list, dict))
-    }
-    own = set(namespace.get("NOTEBOOK_PARAMETERS", ()))
-    given.pop("NOTEBOOK_PARAMETERS", None)
+    hidden = ("In", "Out", "exit", "quit", "open")
+    plain = (str, int, float, bool, list, dict, type(None))
+    given = {k: v for k, v in namespace.items() if k[0] != "_" and k not in hidden and isinstance(v, plain)}
     unknown = [k for k in given if k not in SWITCHES and k not in own]
     if unknown and not any(isinstance(v, Config) for v in namespace.values()):
-        valid = ", ".join(sorted(own | set(SWITCHES)))
+        valid = ", ".join([*own, *SWITCHES])
         raise UserError(f"{unknown[0]}: this notebook has no such parameter; the valid ones are {valid}.")
-    switches = {k: v for k, v in given.items() if k in SWITCHES and k != "preset"}
-    return resolve(given.get("preset", "tiny"), **switches)
+    return resolve(given.get("preset", "tiny"), **{k: v for k, v in given.items() if k in SWITCHES and k != "preset"})
 
 
 def _read(name: str, value: Any) -> Any:
@@ -385,6 +363,20 @@ def _read(name: str, value: Any) -> Any:
     if origin is int and isinstance(value, (float, bool)) and value != number:
         raise wrong
     return number
+
+
+def _entry(name: str, key: str, value: Any) -> Any:
+    """An entry of a mapping switch, read by its type: a switch's in `pretrain`, else a number or a text."""
+    if name == "pretrain":
+        if key not in SWITCHES or key == "pretrain":
+            raise UserError(f"pretrain: holds {key!r}, which is no switch.")
+        return _read(key, value)
+    if name == "tier_weights":
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise UserError(f"{name}.{key}: {value!r} is not a number.") from None
+    return value
 
 
 def _describe(want: Any) -> str:
@@ -487,9 +479,7 @@ def _remove(folder: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON, written whole or not at all."""
     with whole(path) as spot:
-        spot.write_text(
-            json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        spot.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -511,7 +501,7 @@ def claim(cfg: Config, *stages: str) -> Path:
     if path.exists():
         found, mine = read_json(path), json.loads(json.dumps(cfg.as_dict(*stages)))
         for name, value in mine.items():
-            if found.get(name) != value:
+            if found.get(name) != value and not _idle(cfg, name):
                 raise UserError(
                     f"{cfg.run_dir}: this run was made with {name} = {found.get(name)!r}, not {value!r}; "
                     f"give {name} that value, or set TREEDIFF_RUNS to another folder, or delete this one."
@@ -519,6 +509,14 @@ def claim(cfg: Config, *stages: str) -> Path:
     else:
         write_json(path, cfg.as_dict())
     return cfg.run_dir
+
+
+def _idle(cfg: Config, name: str) -> bool:
+    """Whether switch `name` cannot matter to this run: a backbone has no adapter and no tiers in its training."""
+    if cfg.masking != "base":
+        return False
+    without = ("lora_alpha", "lora_dropout", "tier_weights", "default_weight", "budget")
+    return name in without or (cfg.backbone != "pretrain" and name not in ("backbone", "revision"))
 
 
 def provenance(**facts: Any) -> dict[str, Any]:
@@ -549,8 +547,3 @@ def provenance(**facts: Any) -> dict[str, Any]:
         "versions": versions,
         **facts,
     }
-
-
-def is_mapping_type(name: str) -> bool:
-    """Whether switch `name` takes a mapping (for command-line help)."""
-    return isinstance(_TYPES[name], types.GenericAlias) and typing.get_origin(_TYPES[name]) is dict

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -256,10 +256,10 @@ def data_fingerprint(cfg: Config) -> str:
     return fingerprint(cfg.as_dict("data"), tokenizer_folder(cfg), stamp, weights, grammar, 1)
 
 
-def stats(cfg: Config) -> dict[str, Any]:
+def stats(cfg: Config, out: Path | None = None) -> dict[str, Any]:
     """Counts of the prepared data set: rows kept, rows dropped by reason, tokens by label, shares."""
-    prepared(cfg)
-    return read_json(data_folder(cfg) / "stats.json")
+    prepared(cfg, out)
+    return read_json((out or data_folder(cfg)) / "stats.json")
 
 
 def _prepare(cfg: Config, folder: Path) -> None:
@@ -343,3 +343,97 @@ def benchmark_file(cfg: Config, benchmark: str) -> Path | None:
         with whole(path) as spot:
             spot.write_text("".join(json.dumps(p) + "\n" for p in tinycode.benchmark()))
     return path
+
+
+# --- views: code and answers as tokens, for pictures -----------------------------------------------------------------
+
+
+class View(NamedTuple):
+    """A piece of code as tokens: ids int32, starts int64 [byte], labels uint8, spans int32 (n, 3), all per token."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+    labels: np.ndarray
+    spans: np.ndarray
+
+
+def example_code(source: str, lines: int, language: str = "python") -> tuple[str, str]:
+    """A name and up to `lines` lines of code to look at, from the file `source` (or a module of the standard library):
+    its shortest telling function, without the indentation it has there. Raises UserError for an unreadable file."""
+    import heapq
+    import textwrap
+
+    path = Path(source) if source else Path(heapq.__file__)
+    parsed = syntax.parse(syntax.read_source(path), language)
+    first, last = syntax.telling_function(parsed)
+    shown = parsed.source.decode().splitlines()[first : min(last + 1, first + lines)]
+    if not any(x.strip() for x in shown):
+        raise UserError(f"{path}: there is no code in this file.")
+    return f"{path.name}, line {first + 1}", textwrap.dedent("\n".join(x.expandtabs(4) for x in shown))
+
+
+def view(cfg: Config, tok: PreTrainedTokenizerFast, code: str) -> View:
+    """Tokens, tiers and spans of a piece of code alone, as `prepare` would give them."""
+    ids, starts = tokens.encode(tok, code)
+    parsed = syntax.parse(code.encode(), cfg.language)
+    tiers = syntax.byte_tiers(parsed, cfg.tier_owner)
+    weights = cfg.weights()[CODE:] if cfg.token_owner == "max_weight" else None
+    labels = (CODE + tokens.token_tiers(tok, ids, starts, tiers, weights)).astype(np.uint8)
+    spans = tokens.token_spans(tokens.anchors(tok, ids, starts), syntax.node_spans(parsed, cfg.span_nodes == "tiered"))
+    return View(ids, starts, labels, spans)
+
+
+def view_mask(cfg: Config, seen: View, level: float, draw: int = 0) -> np.ndarray:
+    """The tokens of a view that `cfg.masking` masks at noise level `level`, bool; `draw` numbers the draws."""
+    import torch
+
+    from treediff import masking
+
+    labels, spans = torch.from_numpy(seen.labels)[None], [seen.spans]
+    p = torch.tensor([level], dtype=torch.float64)
+    return masking.corrupt(cfg, labels, spans, torch.tensor([draw]), 0, p)[0].numpy()
+
+
+def answer_tokens(
+    cfg: Config, tok: PreTrainedTokenizerFast, ids: np.ndarray, committed_at: np.ndarray
+) -> tuple[str, list[tuple[int, int]], np.ndarray, np.ndarray]:
+    """A sampled answer up to its end: text, each token's characters, its step of commitment and its label.
+
+    The code is what stands in the first fence after the reasoning; everything else is labelled reasoning.
+    """
+    table = tokens.byte_table(tok)
+    ends = np.flatnonzero(np.isin(ids, [tok.eos_token_id, tok.get_vocab().get("<|eot_id|>", -1)]))
+    ids = ids[: ends[0]] if len(ends) else ids
+    raw = b"".join(table.spelling[i] for i in ids.tolist())
+    text = raw.decode(errors="replace")
+    length = table.length[ids]
+    starts = np.cumsum(length) - length
+    labels = np.full(len(ids), REASONING, np.uint8)
+    begin = raw.find(b"\n", raw.find(b"```", max(0, raw.rfind(b"</think>")))) + 1
+    if b"```" in raw and begin:
+        end = raw.find(b"```", begin) if b"```" in raw[begin:] else len(raw)
+        tiers = np.zeros(len(raw) + 1, np.uint8)
+        tiers[begin:end] = syntax.byte_tiers(syntax.parse(raw[begin:end], cfg.language), cfg.tier_owner)
+        at = np.minimum(tokens.anchors(tok, ids, starts), len(raw))
+        inside = (at >= begin) & (at < end)
+        labels[inside] = CODE + tiers[at[inside]]
+    byte_of_char = np.cumsum([0] + [len(c.encode()) for c in text])
+    first = np.searchsorted(byte_of_char, starts, "right") - 1
+    last = np.append(first[1:], len(text))
+    return text, list(zip(first.tolist(), last.tolist(), strict=True)), committed_at[: len(ids)], labels
+
+
+def inclusion(cfg: Config, seen: View, levels: np.ndarray, draws: int) -> dict[str, np.ndarray]:
+    """Share of each tier's tokens that `cfg.masking` masks at each noise level, over `draws` draws: by tier name."""
+    masked = np.array([np.mean([view_mask(cfg, seen, p, i) for i in range(draws)], axis=0) for p in levels])
+    there = [i for i in range(CODE, len(LABELS)) if (seen.labels == i).any()]
+    return {LABELS[i]: masked[:, seen.labels == i].mean(1) for i in there}
+
+
+def run_lengths(cfg: Config, seen: View, level: float, draws: int) -> list[int]:
+    """Lengths of the runs of adjacent masked tokens over `draws` draws at one noise level."""
+    out: list[int] = []
+    for i in range(draws):
+        edges = np.flatnonzero(np.diff(view_mask(cfg, seen, level, i).astype(np.int8), prepend=0, append=0))
+        out += (edges[1::2] - edges[::2]).tolist()
+    return out

@@ -89,7 +89,7 @@ def trained(cfg: Config) -> Path:
 
 
 def _run(cfg: Config, run_dir: Path, total: int) -> None:
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     for old in run_dir.glob("failure-rank*.txt"):
         old.unlink()

@@ -67,6 +67,13 @@ def noise_level(cfg: Config, uid: torch.Tensor, step: int, total: int) -> torch.
     return (1 - eps) * uniform(cfg.seed, uid, step, NOISE, 1)[:, 0] + eps
 
 
+def schedule(cfg: Config, total: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For pictures: steps, eps_t at each, and the noise level that one sample draws at each (three arrays of `total`)."""
+    uid = torch.arange(total)
+    drawn = [float(noise_level(cfg, uid[i : i + 1], i, total)) for i in range(total)]
+    return np.arange(total), np.array([eps_at(cfg, i, total) for i in range(total)]), np.array(drawn)
+
+
 def corrupt(
     cfg: Config,
     labels: torch.Tensor,
@@ -139,7 +146,12 @@ def _scaled(weight: torch.Tensor, code: torch.Tensor, target: torch.Tensor) -> t
 
 
 def span_mask(
-    cfg: Config, labels: torch.Tensor, spans: list[np.ndarray] | None, uid: torch.Tensor, step: int, budget: torch.Tensor
+    cfg: Config,
+    labels: torch.Tensor,
+    spans: list[np.ndarray] | None,
+    uid: torch.Tensor,
+    step: int,
+    budget: torch.Tensor,
 ) -> torch.Tensor:
     """Algorithm 2: whole AST spans in random order, each taken with its tier's weight as probability unless it meets
     one taken before, until the budget is reached (the last span may pass it); then uniform fill. bool (B, L).

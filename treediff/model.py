@@ -197,7 +197,7 @@ def new_backbone(cfg: Config, vocab_size: int, eos_id: int, mask_id: int) -> Lla
         "max_sequence_length": 4 * cfg.max_length,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
-        "weight_tying": True,
+        "weight_tying": False,
         "eos_token_id": eos_id,
         "pad_token_id": eos_id,
         "mask_token_id": mask_id,
@@ -212,6 +212,8 @@ def new_backbone(cfg: Config, vocab_size: int, eos_id: int, mask_id: int) -> Lla
             if weight.dim() == 1:
                 weight.fill_(1.0)
             elif "embed" in name:
+                weight.normal_(0, 1, generator=draw)
+            elif "lm_head" in name:
                 weight.normal_(0, 0.02, generator=draw)
             else:
                 weight.normal_(0, weight.shape[1] ** -0.5, generator=draw)

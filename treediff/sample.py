@@ -267,7 +267,7 @@ def sampled(cfg: Config, benchmark: str, length: int) -> Path:
     Trains the run first if need be. A line is appended per answer, so a killed call goes on where it stopped. Raises
     UserError if the file there was made under other settings.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     from treediff import launch
 

@@ -20,7 +20,9 @@ import contextlib
 import ctypes
 import decimal
 import fractions
+import hashlib
 import json
+import marshal
 import math
 import numbers
 import os
@@ -44,6 +46,8 @@ MEMORY = 4 << 30
 """Address space of a program [bytes]: EvalPlus's limit, so that honest verdicts are the same."""
 FRAME = 32 << 20
 """Longest answer to one test [bytes]; a longer one is no answer."""
+BULK = 200_000
+"""Most items that an output may hold to be sent whole rather than as a digest."""
 SCRATCH = 64 << 20
 """Size of the scratch folder, and of a file where the folder is on disk [bytes]."""
 LAYERS = ("processes", "network", "files", "user", "landlock", "seccomp")
@@ -62,9 +66,22 @@ class Opaque:
         return f"<{self.name}>"
 
 
+class Digest(NamedTuple):
+    """Stands for a value too big to send: equal to one of the same type, length and content."""
+
+    type: str
+    length: int
+    sha256: str
+
+    def __repr__(self) -> str:
+        return f"<{self.type} of length {self.length}, SHA-256 {self.sha256[:12]}>"
+
+
 _PLAIN = (list, tuple, set, frozenset, dict, str, bytes, bytearray, float, complex, int)
 _LIKE = {base: type(f"other_{base.__name__}", (base,), {}) for base in _PLAIN}
 _RAW = frozenset({str, bool, type(None), int, float})
+_SCALAR = frozenset({bool, type(None), int, float})
+_EXACT = frozenset({str, int, type(None), bytes})
 _SEQUENCES = {
     "tuple": tuple,
     "set": set,
@@ -122,6 +139,62 @@ def encode(x: Any) -> Any:
     if isinstance(x, numbers.Integral):
         return {"like": ["int", encode(int(x))]}
     return {"opaque": str(name)[:80]}
+
+
+def abridged(x: Any) -> Any:
+    """`encode(x)`, or the digest of an `x` of more than `BULK` items (Mbpp/255 returns 1.7 million tuples of 77).
+
+    Equal values have equal digests as long as sets and mappings inside them have the same order.
+    """
+    if type(x) in _SCALAR or _items(x, 0) <= BULK:
+        return encode(x)
+    total = hashlib.sha256()
+    if type(x) in (str, bytes):
+        total.update(marshal.dumps(x, 2))  # version 2: by type and value alone, no references
+    elif type(x) in (list, tuple):
+        for item in x:
+            total.update(marshal.dumps(_canonical(item), 2))
+    elif type(x) in (set, frozenset, dict):  # in no order: the sum of the items' digests
+        items = x.items() if type(x) is dict else x
+        digests = (hashlib.sha256(marshal.dumps(_canonical(item), 2)).digest() for item in items)
+        total.update((sum(int.from_bytes(d, "big") for d in digests) % (1 << 256)).to_bytes(32, "big"))
+    else:
+        return {"opaque": type(x).__name__}
+    return {"digest": [type(x).__name__, len(x), total.hexdigest()]}
+
+
+def _canonical(x: Any) -> Any:
+    """`x` with its numbers written in one way: 1 for 1.0 and True. What is unequal to itself differs every time."""
+    t = type(x)
+    if t is float:
+        return int(x) if x.is_integer() else x if x == x else os.urandom(16)
+    if t is bool:
+        return int(x)
+    if t in (list, tuple) and not set(map(type, x)) <= _EXACT:
+        return t([_canonical(v) for v in x])
+    return x
+
+
+def _items(x: Any, so_far: int) -> int:
+    """How many items `x` holds at any depth, text counting by 4 characters; stops counting beyond `BULK`."""
+    t = type(x)
+    if t in (str, bytes):
+        return so_far + len(x) // 4
+    if t is dict:
+        return _items(list(x.values()), so_far + len(x))
+    if t not in (list, tuple, set, frozenset):
+        return so_far
+    so_far += len(x)
+    kinds = set(map(type, x))
+    if so_far > BULK or kinds <= _SCALAR:
+        return so_far
+    if kinds == {str}:
+        return so_far + sum(map(len, x)) // 4
+    for item in x:
+        so_far = _items(item, so_far)
+        if so_far > BULK:
+            break
+    return so_far
 
 
 def _small(values: list) -> bool:
@@ -188,6 +261,9 @@ def decode(v: Any) -> Any:
         base, content = _list(body)
         kind = next(b for b in _PLAIN if b.__name__ == base)
         return _LIKE[kind](decode(content))
+    if tag == "digest":
+        name, length, digest = _list(body)
+        return Digest(str(name), int(length), str(digest))
     if tag == "opaque":
         return Opaque(str(body)[:80])
     raise ValueError(f"unknown tag {tag[:40]!r}")
@@ -228,19 +304,20 @@ _ARCHES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 # namespaces and mounts, the kernel's own objects, the clock, priorities, and objects that outlive the process.
 _DENIED = """
 socket 41 198, ptrace 101 117, process_vm_readv 310 270, process_vm_writev 311 271, kill 62 129, tkill 200 130,
-rt_sigqueueinfo 129 138, rt_tgsigqueueinfo 297 240, pidfd_send_signal 424 424, pidfd_open 434 434, pidfd_getfd 438 438,
-kcmp 312 272, process_madvise 440 440, process_mrelease 448 448, setsid 112 157, setpgid 109 154, fork 57 -, vfork 58 -,
-execve 59 221, execveat 322 281, unshare 272 97, setns 308 268, mount 165 40, umount2 166 39, pivot_root 155 41,
-chroot 161 51, move_mount 429 429, open_tree 428 428, fsopen 430 430, fsconfig 431 431, fsmount 432 432, fspick 433 433,
-mount_setattr 442 442, bpf 321 280, perf_event_open 298 241, userfaultfd 323 282, io_uring_setup 425 425,
-io_uring_enter 426 426, io_uring_register 427 427, keyctl 250 219, add_key 248 217, request_key 249 218,
-init_module 175 105, finit_module 313 273, delete_module 176 106, kexec_load 246 104, kexec_file_load 320 294,
-reboot 169 142, swapon 167 224, swapoff 168 225, acct 163 89, settimeofday 164 170, clock_settime 227 112,
-clock_adjtime 305 266, adjtimex 159 171, sethostname 170 161, setdomainname 171 162, iopl 172 -, ioperm 173 -,
-quotactl 179 60, quotactl_fd 443 443, name_to_handle_at 303 264, open_by_handle_at 304 265, personality 135 92,
-msgget 68 186, shmget 29 194, semget 64 190, mq_open 240 180, setpriority 141 140, ioprio_set 251 30,
-sched_setscheduler 144 119, sched_setparam 142 118, sched_setattr 314 274, sched_setaffinity 203 122,
-migrate_pages 256 238, move_pages 279 239, fanotify_init 300 262, syslog 103 116, memfd_secret 447 447, modify_ldt 154 -
+rt_sigqueueinfo 129 138, rt_tgsigqueueinfo 297 240, pidfd_send_signal 424 424, pidfd_open 434 434,
+pidfd_getfd 438 438, kcmp 312 272, process_madvise 440 440, process_mrelease 448 448, setsid 112 157,
+setpgid 109 154, fork 57 -, vfork 58 -, execve 59 221, execveat 322 281, unshare 272 97, setns 308 268,
+mount 165 40, umount2 166 39, pivot_root 155 41, chroot 161 51, move_mount 429 429, open_tree 428 428,
+fsopen 430 430, fsconfig 431 431, fsmount 432 432, fspick 433 433, mount_setattr 442 442, bpf 321 280,
+perf_event_open 298 241, userfaultfd 323 282, io_uring_setup 425 425, io_uring_enter 426 426,
+io_uring_register 427 427, keyctl 250 219, add_key 248 217, request_key 249 218, init_module 175 105,
+finit_module 313 273, delete_module 176 106, kexec_load 246 104, kexec_file_load 320 294, reboot 169 142,
+swapon 167 224, swapoff 168 225, acct 163 89, settimeofday 164 170, clock_settime 227 112, clock_adjtime 305 266,
+adjtimex 159 171, sethostname 170 161, setdomainname 171 162, iopl 172 -, ioperm 173 -, quotactl 179 60,
+quotactl_fd 443 443, name_to_handle_at 303 264, open_by_handle_at 304 265, personality 135 92, msgget 68 186,
+shmget 29 194, semget 64 190, mq_open 240 180, setpriority 141 140, ioprio_set 251 30, sched_setscheduler 144 119,
+sched_setparam 142 118, sched_setattr 314 274, sched_setaffinity 203 122, migrate_pages 256 238, move_pages 279 239,
+fanotify_init 300 262, syslog 103 116, memfd_secret 447 447, modify_ldt 154 -
 """
 _CLONE, _CLONE3, _TGKILL, _PRLIMIT = (56, 220), (435, 435), (234, 131), (302, 261)
 _EPERM, _ENOSYS = 1, 38
@@ -460,7 +537,7 @@ def _try(layers: dict[str, str], scratch: str) -> str:
 
 
 def _guardian(data_fd: int, status_fd: int, seconds: float, layers: dict[str, str], scratch: str) -> None:
-    """Makes the namespaces, forks the program, kills it at the deadline or the caller's word, reports how it ended."""
+    """Makes the namespaces, forks the program, kills it in time or at the caller's word, reports how it ended."""
     data, status = socket.socket(fileno=data_fd), socket.socket(fileno=status_fd)
     spot = tempfile.mkdtemp(prefix="program-", dir=scratch) if _absent(layers, "files") else ""
     report: dict[str, Any] = {"setup": "ok", "exit": None, "late": False, "cpu": 0.0, "memory": 0}
@@ -648,7 +725,7 @@ def _program(sock: socket.socket) -> None:
                     out = fn(*inp)
                 seconds = clock() - start
             try:
-                body = encode(out)
+                body = abridged(out)
                 if as_set and type(body) is dict and "opaque" in body:
                     body = encode(set(out))  # a generator or the like: EvalPlus compares as sets
                 body = dumps([seconds, body]).encode()
@@ -710,7 +787,7 @@ def _frames(sock: socket.socket, waits: Iterator[float] | None = None) -> Iterat
     """Frames until the program's side hangs up or sends what is no frame. `waits`: longest wait for each [s]."""
     buffer = bytearray()
     while True:
-        deadline = time.monotonic() + next(waits, 3600.0) if waits else None
+        deadline = time.monotonic() + next(waits, 5.0) if waits else None
         while len(buffer) < 5 or len(buffer) < 5 + struct.unpack_from("I", buffer, 1)[0]:
             if len(buffer) >= 5 and struct.unpack_from("I", buffer, 1)[0] > FRAME:
                 yield Frame(b"e", ["OutputTooLong", f"an output of more than {FRAME >> 20} MiB"])
@@ -773,7 +850,7 @@ class Sandbox:
     def _start(self, wrap: list[str]) -> None:
         ours, theirs = socket.socketpair()
         environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
-        environment |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         scratch = "/tmp" if wrap else self._scratch
         python = [sys.executable, "-s", "-P", "-B", os.path.abspath(__file__)]
         self._process = subprocess.Popen(
@@ -813,11 +890,11 @@ class Sandbox:
         *,
         seconds: float,
         as_set: bool = False,
-        grace: float | None = 2.0,
+        waits: list[float] | None = None,
     ) -> Iterator[Frame]:
         """What `program`'s `entry` returns for each of the (encoded) `inputs`, frame by frame.
 
-        `limits`: seconds for each call, enforced inside by EvalPlus's timer and, `grace` later, from outside
+        `limits`: seconds for each call, by EvalPlus's timer inside; `waits`: for each answer, by our own clock
         (raises Silent); `seconds`: for all. Closing the iterator kills the program. Then `status` says how the
         process ended: exit (negative: a signal), late, cpu [s], memory [bytes].
         """
@@ -828,15 +905,13 @@ class Sandbox:
         with theirs, answer:
             socket.send_fds(self._control, [struct.pack("d", seconds)], [theirs.fileno(), answer.fileno()])
         job = {"program": program, "entry": entry, "inputs": inputs, "limits": limits, "as_set": as_set}
-        waits = None
-        if grace is not None:  # the first wait holds the program's own start, which EvalPlus does not limit either
-            waits = iter([seconds + 5, *[limit + grace for limit in limits[1:]], grace])
         try:
             with contextlib.suppress(OSError):
                 ours.settimeout(30)
                 _send(ours, json.dumps(job).encode())
                 ours.settimeout(None)
-            yield from _frames(ours, waits)
+            # The first wait holds the program's own start, which EvalPlus does not limit either.
+            yield from _frames(ours, iter([seconds + 5, *waits[1:]]) if waits else None)
         finally:
             # Done or not: the guardian kills the program's process and all it made, then reports.
             with contextlib.suppress(OSError):

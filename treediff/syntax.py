@@ -7,7 +7,7 @@
 The four tiers are the paper's (Algorithm 1, Table 3). Offsets are UTF-8 bytes throughout. A *tiered* node is one
 whose type the language's table lists; its extent is the whole node, except that a definition (`headers`) reaches
 only as far as its body. A byte's tier is that of its innermost tiered node, punctuation and constants being tiered
-themselves. A tree-sitter ERROR counts as a node of the default tier, so that whatever still parses inside keeps its own.
+themselves. A tree-sitter ERROR counts as a node of the default tier, so that what still parses inside keeps its own.
 """
 
 from __future__ import annotations
@@ -142,9 +142,7 @@ def byte_tiers(parsed: Parsed, owner: TierOwner = "innermost") -> np.ndarray:
     if owner == "keyword":
         return _keyword_tiers(parsed)
     captures = QueryCursor(parsed.grammar.tiered).captures(parsed.tree.root_node)
-    extents = [
-        (n.start_byte, n.end_byte, code) for code, tier in enumerate(TIERS) for n in captures.get(tier, ())
-    ]
+    extents = [(n.start_byte, n.end_byte, code) for code, tier in enumerate(TIERS) for n in captures.get(tier, ())]
     bodies = {n.parent.id: n.start_byte for n in captures.get("body", ())}
     extents += [(n.start_byte, bodies[n.id], SKELETON) for n in captures.get("header", ())]
     tiers = _paint(extents, len(parsed.source), innermost=owner == "innermost")
@@ -211,7 +209,7 @@ def _keyword_tiers(parsed: Parsed) -> np.ndarray:
 
 
 def node_spans(parsed: Parsed, tiered_only: bool = False) -> np.ndarray:
-    """Extent and tier of every named node but the root: int32 (n, 3) of start byte, end byte, tier code (Alg. 2's S_x).
+    """Extent and tier of every named node but the root: int32 (n, 3) of start byte, end byte, tier code (S_x).
 
     In document order, outer nodes first. With `tiered_only`, nodes without a tier are left out.
     """
@@ -237,3 +235,17 @@ def error_bytes(parsed: Parsed) -> int:
         elif node.has_error:
             stack.extend(node.children)
     return total
+
+
+def telling_function(parsed: Parsed) -> tuple[int, int]:
+    """First and last row (0-based) of the shortest function that has most tiers; of the source if it has none."""
+    tiers, best, stack = byte_tiers(parsed), None, [parsed.tree.root_node]
+    while stack:
+        node = stack.pop()
+        if node.type in parsed.grammar.table.headers.split() and "class" not in node.type:
+            distinct = len(np.unique(tiers[node.start_byte : node.end_byte]))
+            rank = (-distinct, node.end_point.row - node.start_point.row)
+            best = min(best or (rank, node), (rank, node), key=lambda b: b[0])
+        stack.extend(reversed(node.children))
+    node = best[1] if best else parsed.tree.root_node
+    return node.start_point.row, node.end_point.row

@@ -157,7 +157,9 @@ def encode(tok: PreTrainedTokenizerFast, text: str, special: bool = False) -> tu
     raw = text.encode()
     spelled = b"".join([table.spelling[i] for i in ids.tolist()])
     if spelled != raw:
-        at = next((i for i, (a, b) in enumerate(zip(raw, spelled, strict=False)) if a != b), min(len(raw), len(spelled)))
+        at = next(
+            (i for i, (a, b) in enumerate(zip(raw, spelled, strict=False)) if a != b), min(len(raw), len(spelled))
+        )
         raise UserError(
             f"tokenizer: {tok.name_or_path} does not keep the text: {raw[at : at + 8]!r} at byte {at} "
             f"comes back as {spelled[at : at + 8]!r}; a lossless tokenizer is needed."

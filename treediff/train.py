@@ -72,7 +72,9 @@ def _permutation(seed: int, uids: np.ndarray, epoch: int) -> np.ndarray:
 class Batch:
     """The global batch of one step, padded to its longest answer. Arrays are (rows, length) unless said otherwise."""
 
-    def __init__(self, cfg: Config, data: datasets.Dataset, uids: np.ndarray, step: int, total: int, eos: int, mask: int):
+    def __init__(
+        self, cfg: Config, data: datasets.Dataset, uids: np.ndarray, step: int, total: int, eos: int, mask: int
+    ):
         index = rows_of_step(cfg, uids, step)
         records = [data[int(i)] for i in index]
         # Every answer ends in at least one EOS, which is trained on. With `eos_padding = batch` so is all padding;
@@ -143,7 +145,12 @@ class Denoiser(nn.Module):
         self.backbone = backbone
 
     def forward(
-        self, noisy: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, weight: torch.Tensor, seen: torch.Tensor | None
+        self,
+        noisy: torch.Tensor,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        weight: torch.Tensor,
+        seen: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The weighted sum of the masked tokens' cross-entropies, and each of them: scalar, float32 (n,)."""
         hidden = model.encode(self.backbone, noisy, seen)
@@ -328,7 +335,9 @@ class StepLog:
         with whole(self.path) as spot:
             spot.write_text("".join(f"{x}\n" for x in kept))
 
-    def add(self, step: int, sums: torch.Tensor, lr: float, eps: float, engine: Any, batch: Batch, started: float) -> None:
+    def add(
+        self, step: int, sums: torch.Tensor, lr: float, eps: float, engine: Any, batch: Batch, started: float
+    ) -> None:
         values = (sums[0] / sums[1].clamp(min=1)).tolist()
         count = sums[1].tolist()
         n = len(NOISE_BUCKETS) - 1
@@ -346,9 +355,7 @@ class StepLog:
             "loss": round(loss, 6),
             "loss_by_noise": [round(v, 5) if c else None for v, c in zip(values[:n], count[:n], strict=True)],
             "loss_by_label": {
-                label: round(v, 5)
-                for label, v, c in zip(tokens.LABELS, values[n:-1], count[n:-1], strict=True)
-                if c
+                label: round(v, 5) for label, v, c in zip(tokens.LABELS, values[n:-1], count[n:-1], strict=True) if c
             },
             "masked_by_label": {k: int(c) for k, c in zip(tokens.LABELS, count[n:-1], strict=True) if c},
             "masked": int(count[-1]),
@@ -369,6 +376,13 @@ class StepLog:
             os.fsync(file.fileno())
 
 
+def read_log(run_dir: Path) -> list[dict[str, Any]]:
+    """The records of a run's log.jsonl."""
+    from treediff.corpus import read_jsonl
+
+    return list(read_jsonl(run_dir / "log.jsonl"))
+
+
 def _peak_rss() -> int:
     """Peak resident memory of this process [bytes]."""
     import resource
@@ -379,7 +393,11 @@ def _peak_rss() -> int:
 def _save(engine: Any, folder: Path, step: int, rank: int, steps_log: StepLog | None) -> None:
     """Write checkpoints/step-N: complete (it then holds the file `complete`) or worth nothing; keep the last two."""
     engine.save_checkpoint(
-        str(folder), tag=f"step-{step}", client_state={"step": step}, exclude_frozen_parameters=True, save_latest=False
+        str(folder),
+        tag=f"step-{step}",
+        client_state={"step": step},
+        exclude_frozen_parameters=True,
+        save_latest=False,
     )
     torch.distributed.barrier()
     if rank == 0:
@@ -417,7 +435,7 @@ def _publish(cfg: Config, net: nn.Module) -> None:
 
 def main() -> None:
     """Entry point of each process: `python -m treediff.train RUN_DIR` with the launcher's environment."""
-    run_dir = Path([a for a in sys.argv[1:] if not a.startswith("--local_rank")][0]).resolve()
+    run_dir = Path(next(a for a in sys.argv[1:] if not a.startswith("--local_rank"))).resolve()
     saved = read_json(run_dir / "config.json")
     os.environ["TREEDIFF_RUNS"] = str(run_dir.parent.parent)
     logging.basicConfig(level=logging.WARNING)
