@@ -34,8 +34,11 @@ SOURCES = [
 def twin(source: bytes, owner: str) -> np.ndarray:
     """Byte by byte: every node that covers the byte, from the root down; then the rule, read off the definitions."""
     table = syntax.LANGUAGES["python"]
-    tier_of = {n: t for t, names in enumerate([table.skeleton, table.data, table.condition, table.control], 1)
-               for n in names.split()}
+    tier_of = {
+        n: t
+        for t, names in enumerate([table.skeleton, table.data, table.condition, table.control], 1)
+        for n in names.split()
+    }
     root = syntax.parse(source).tree.root_node
     out = np.zeros(len(source), np.uint8)
 
@@ -43,8 +46,11 @@ def twin(source: bytes, owner: str) -> np.ndarray:
         tier = DEFAULT if node.type == "ERROR" else tier_of.get(node.type) if node.is_named else None
         path = above if tier is None else [*above, (tier, node)]
         for at in range(node.start_byte, node.end_byte):
-            here = [t for t, n in path
-                    if n.type not in table.headers.split() or at < n.child_by_field_name("body").start_byte]
+            here = [
+                t
+                for t, n in path
+                if n.type not in table.headers.split() or at < n.child_by_field_name("body").start_byte
+            ]
             if owner == "keyword":
                 leaf = node.child_count == 0
                 out[at] = (tier or 0) if leaf and node.is_named else parent_tier if leaf else out[at]
@@ -127,7 +133,9 @@ def test_spans_are_every_named_node_but_the_root():
     assert np.array_equal(np.lexsort((-spans[:, 1], spans[:, 0])), np.arange(len(spans)))
 
 
-@pytest.mark.parametrize("deep", ["(" * 10_000 + ")" * 10_000, "f(" * 5_000, "".join(" " * i + "if x:\n" for i in range(1500))])
+@pytest.mark.parametrize(
+    "deep", ["(" * 10_000 + ")" * 10_000, "f(" * 5_000, "".join(" " * i + "if x:\n" for i in range(1500))]
+)
 def test_deep_nesting_is_no_problem(deep):
     parsed = syntax.parse(deep.encode())
     assert len(syntax.byte_tiers(parsed)) == len(deep)

@@ -19,7 +19,11 @@ def tok(tmp_path_factory):
 
 
 @settings(max_examples=150, deadline=None)
-@given(text=st.text(st.sampled_from("ab(): =\t\r\n😀é\ufeff\u200b<|endoftext|>'\"é") | st.characters(codec="utf-8"), max_size=60))
+@given(
+    text=st.text(
+        st.sampled_from("ab(): =\t\r\n😀é\ufeff\u200b<|endoftext|>'\"é") | st.characters(codec="utf-8"), max_size=60
+    )
+)
 def test_tokens_spell_the_text_and_start_where_they_say(tok, text):
     ids, starts = tokens.encode(tok, text)
     table = tokens.byte_table(tok)
@@ -30,7 +34,10 @@ def test_tokens_spell_the_text_and_start_where_they_say(tok, text):
 
 
 @settings(max_examples=60, deadline=None)
-@given(text=st.text(st.sampled_from("ifx(): =\t\n 10é😀"), min_size=1, max_size=50), owner=st.sampled_from(["first", "max"]))
+@given(
+    text=st.text(st.sampled_from("ifx(): =\t\n 10é😀"), min_size=1, max_size=50),
+    owner=st.sampled_from(["first", "max"]),
+)
 def test_every_token_has_the_tier_of_its_owner(tok, text, owner):
     ids, starts = tokens.encode(tok, text)
     raw = text.encode()

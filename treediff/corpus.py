@@ -184,7 +184,7 @@ def rows(cfg: Config) -> Iterator[dict[str, Any]]:
         except Exception as e:  # the hub's errors have no common base; all mean that the data is out of reach
             reason = str(e).strip().splitlines()[0]
             raise UserError(
-                f"data: {cfg.data} is neither `tinycode`, a .jsonl or .parquet file, nor a reachable data set ({reason})."
+                f"data: {cfg.data} is no `tinycode`, no .jsonl or .parquet file and no reachable data set ({reason})."
             ) from None
 
 
@@ -222,7 +222,9 @@ def tokenizer_folder(cfg: Config) -> str:
         log.info("training a BPE tokenizer of %d entries", cfg.vocab_size)
         examples = [example(row) for row in rows(base)]
         with whole(folder) as spot:
-            tokens.train_tokenizer([f"{e.prompt}\n\n{e.answer()[0]}" for e in examples], cfg.vocab_size, spot)
+            # With the words of the chat template, which stand in every sample.
+            texts = [f"user\n\n{e.prompt}\nassistant\n\n{e.answer()[0]}" for e in examples]
+            tokens.train_tokenizer(texts, cfg.vocab_size, spot)
     return str(folder)
 
 
@@ -246,8 +248,9 @@ def data_folder(cfg: Config) -> Path:
 
 def data_fingerprint(cfg: Config) -> str:
     """Changes with the data file's size and time, any data switch, and the weights where they decide an owner."""
-    import tree_sitter_python
     from importlib.metadata import version
+
+    import tree_sitter_python
 
     source = Path(cfg.data)
     stamp = [source.stat().st_size, source.stat().st_mtime_ns] if source.is_file() else []
@@ -383,15 +386,15 @@ def view(cfg: Config, tok: PreTrainedTokenizerFast, code: str) -> View:
     return View(ids, starts, labels, spans)
 
 
-def view_mask(cfg: Config, seen: View, level: float, draw: int = 0) -> np.ndarray:
-    """The tokens of a view that `cfg.masking` masks at noise level `level`, bool; `draw` numbers the draws."""
+def view_masks(cfg: Config, seen: View, level: float, draws: int = 1) -> np.ndarray:
+    """The tokens of a view that `cfg.masking` masks at noise level `level`, bool (draws, tokens)."""
     import torch
 
     from treediff import masking
 
-    labels, spans = torch.from_numpy(seen.labels)[None], [seen.spans]
-    p = torch.tensor([level], dtype=torch.float64)
-    return masking.corrupt(cfg, labels, spans, torch.tensor([draw]), 0, p)[0].numpy()
+    labels = torch.from_numpy(seen.labels).expand(draws, -1)
+    p = torch.full((draws,), level, dtype=torch.float64)
+    return masking.corrupt(cfg, labels, [seen.spans] * draws, torch.arange(draws), 0, p).numpy()
 
 
 def answer_tokens(
@@ -425,15 +428,13 @@ def answer_tokens(
 
 def inclusion(cfg: Config, seen: View, levels: np.ndarray, draws: int) -> dict[str, np.ndarray]:
     """Share of each tier's tokens that `cfg.masking` masks at each noise level, over `draws` draws: by tier name."""
-    masked = np.array([np.mean([view_mask(cfg, seen, p, i) for i in range(draws)], axis=0) for p in levels])
+    masked = np.array([view_masks(cfg, seen, p, draws).mean(0) for p in levels])
     there = [i for i in range(CODE, len(LABELS)) if (seen.labels == i).any()]
     return {LABELS[i]: masked[:, seen.labels == i].mean(1) for i in there}
 
 
 def run_lengths(cfg: Config, seen: View, level: float, draws: int) -> list[int]:
     """Lengths of the runs of adjacent masked tokens over `draws` draws at one noise level."""
-    out: list[int] = []
-    for i in range(draws):
-        edges = np.flatnonzero(np.diff(view_mask(cfg, seen, level, i).astype(np.int8), prepend=0, append=0))
-        out += (edges[1::2] - edges[::2]).tolist()
-    return out
+    padded = np.pad(view_masks(cfg, seen, level, draws).astype(np.int8), ((0, 0), (1, 1))).ravel()
+    edges = np.flatnonzero(np.diff(padded))
+    return (edges[1::2] - edges[::2]).tolist()

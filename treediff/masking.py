@@ -68,7 +68,7 @@ def noise_level(cfg: Config, uid: torch.Tensor, step: int, total: int) -> torch.
 
 
 def schedule(cfg: Config, total: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For pictures: steps, eps_t at each, and the noise level that one sample draws at each (three arrays of `total`)."""
+    """For pictures: steps, eps_t at each, and the noise level that one sample draws at each, arrays of `total`."""
     uid = torch.arange(total)
     drawn = [float(noise_level(cfg, uid[i : i + 1], i, total)) for i in range(total)]
     return np.arange(total), np.array([eps_at(cfg, i, total) for i in range(total)]), np.array(drawn)

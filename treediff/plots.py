@@ -6,6 +6,7 @@ colours are Okabe and Ito's, which the colour-blind tell apart.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,7 @@ def ansi(source: bytes, tiers: np.ndarray) -> str:
     names = LABELS[CODE:]
     cuts = np.flatnonzero(np.diff(tiers, prepend=255, append=255))
     out = []
-    for start, end in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, end in itertools.pairwise(cuts):
         text = source[start:end].decode(errors="replace")
         code = _ANSI[names[tiers[start]]]
         # Colour line by line, so that a pager that cuts the text keeps the colours right.
@@ -80,34 +81,38 @@ def _columns(text: str) -> int:
     return max(34, max(len(x) for x in text.split("\n")) + 1)
 
 
-def _code(
-    ax: Axes, text: str, runs: Sequence[tuple[int, int, str]], masked: Sequence[bool] = (), edges: bool = True
-) -> None:
-    """Draw `text` with each run (character start, end, colour) as a box; masked runs hide their characters."""
+def _code(ax: Axes, text: str, runs: Sequence[tuple[int, int, str]], masked: Sequence[bool] = ()) -> None:
+    """Draw `text` on a grid of characters, each run (character start, end, colour) as a box; masked runs hide theirs.
+
+    Each box's text is drawn for itself, because a line's would drift: fonts round the width of a character.
+    """
     from matplotlib.patches import Rectangle
 
-    lines = text.split("\n")
-    starts = np.cumsum([0] + [len(x) + 1 for x in lines])
-    hidden = [list(x) for x in lines]
     box = ax.get_position()
     ax.set_xlim(0, box.width * ax.figure.get_figwidth() / _CELL[0])
     ax.set_ylim(box.height * ax.figure.get_figheight() / _CELL[1], 0)
+    ax.set_axis_off()
+    lines = text.split("\n")
+    starts = np.cumsum([0] + [len(x) + 1 for x in lines])
+
+    def write(column: int, row: int, part: str) -> None:
+        if part.strip():
+            ax.text(column, row + 0.52, part.replace("\t", " "), family="monospace", fontsize=7.5, va="center")
+
     for number, (start, end, colour) in enumerate(runs):
-        cover = bool(len(masked)) and bool(masked[number])
+        hidden = bool(len(masked)) and bool(masked[number])
         row = int(np.searchsorted(starts, start, "right")) - 1
         while start < end and row < len(lines):
-            stop = min(end, int(starts[row]) + len(lines[row]))
-            column, width = start - int(starts[row]), stop - start
+            column, width = start - int(starts[row]), min(end - start, int(starts[row]) + len(lines[row]) - start)
             if width > 0:
-                edge = "white" if edges else "none"
-                box = Rectangle((column, row), width, 1, facecolor=MASKED if cover else colour, edgecolor=edge, lw=0.6)
-                ax.add_patch(box)
-                if cover:
-                    hidden[row][column : column + width] = " " * width
+                fill = MASKED if hidden else colour
+                ax.add_patch(Rectangle((column, row), width, 1, facecolor=fill, edgecolor="white", lw=0.6))
+                if not hidden:
+                    write(column, row, lines[row][column : column + width])
             row, start = row + 1, int(starts[row + 1])
-    for row, line in enumerate(hidden):
-        ax.text(0, row + 0.52, "".join(line).replace("\t", " "), family="monospace", fontsize=7.5, va="center")
-    ax.set_axis_off()
+    if not runs:
+        for row, line in enumerate(lines):
+            write(0, row, line)
 
 
 def token_runs(text: str, starts: np.ndarray, labels: np.ndarray) -> list[tuple[int, int, str]]:

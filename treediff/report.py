@@ -18,12 +18,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from treediff import corpus, plots, sample, stats, tokens
 from treediff.config import MASKINGS, Config, UserError, provenance, read_json, whole, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
@@ -108,9 +107,8 @@ def _same_settings(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str,
 
 def _counts(ledger: dict[str, Any]) -> tuple[int, int, int]:
     """Tasks that pass the base tests, that pass base and plus, and tasks."""
-    base = [t["base"] == "pass" for t in ledger["tasks"].values()]
-    plus = [_is_pass(t) for t in ledger["tasks"].values()]
-    return sum(base), sum(plus), len(base)
+    base, plus = stats.passed(ledger, "base"), stats.passed(ledger, "plus")
+    return sum(base.values()), sum(plus.values()), len(base)
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
@@ -183,16 +181,11 @@ def halves_markdown(cfg: Config, strategies: tuple[str, ...]) -> str:
     for strategy in strategies:
         cells = []
         for length, name in columns:
-            tasks = found.get(strategy, {}).get(("tinycode", length), {}).get("tasks", {})
-            passed = [_is_pass(v) for i, v in tasks.items() if half[i] == name]
+            ledger = found.get(strategy, {}).get(("tinycode", length), {"tasks": {}})
+            passed = [v for i, v in stats.passed(ledger, "plus").items() if half[i] == name]
             cells.append(_rate(sum(passed), len(passed)))
         lines.append(f"| {plots.NAMES[strategy]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _is_pass(verdict: dict[str, Any]) -> bool:
-    """Whether a ledger line passes the base and the plus tests."""
-    return verdict["base"] == "pass" and verdict["plus"] == "pass"
 
 
 def _rate(k: int, n: int) -> str:
@@ -209,13 +202,12 @@ def reasons(cfg: Config, strategies: tuple[str, ...]) -> dict[str, dict[str, int
     out = {}
     for strategy in strategies:
         for (benchmark, length), ledger in found.get(strategy, {}).items():
-            kinds = Counter(_kind(v) for v in ledger["tasks"].values())
+            passed = stats.passed(ledger, "plus")
+            kinds = Counter(
+                "pass" if passed[i] else str(v["reason"]).partition(":")[0].strip() for i, v in ledger["tasks"].items()
+            )
             out[f"{plots.NAMES[strategy]}, {benchmark}, T = {length}"] = dict(kinds)
     return out
-
-
-def _kind(verdict: dict[str, Any]) -> str:
-    return "pass" if _is_pass(verdict) else str(verdict["reason"]).partition(":")[0].strip()
 
 
 def sandbox_layers(cfg: Config) -> dict[str, Any]:
@@ -233,27 +225,22 @@ def comparisons(cfg: Config) -> list[dict[str, Any]]:
         for key in found.get(one, {}):
             if key not in found.get(two, {}):
                 continue
-            passed = [_passed(found[s][key]) for s in (one, two)]
-            only_one, only_two = int((passed[0] & ~passed[1]).sum()), int((passed[1] & ~passed[0]).sum())
+            both = stats.paired(*(stats.passed(found[s][key], "plus") for s in (one, two)))
+            only_one, only_two = both.count((1, 0)), both.count((0, 1))
             out.append(
                 {
                     "benchmark": HALVES[key[0]][1],
                     "T": key[1],
                     "from": one,
                     "to": two,
-                    "difference": 100 * (only_two - only_one) / len(passed[0]),
+                    "difference": 100 * (only_two - only_one) / len(both),
                     "only_from": only_one,
                     "only_to": only_two,
-                    "tasks": len(passed[0]),
+                    "tasks": len(both),
                     "p": stats.mcnemar(only_one, only_two),
                 }
             )
     return out
-
-
-def _passed(ledger: dict[str, Any]) -> np.ndarray:
-    tasks = ledger["tasks"]
-    return np.array([_is_pass(tasks[i]) for i in sorted(tasks)])
 
 
 def verdicts(records: list[dict[str, Any]], level: float = 0.05) -> str:
@@ -277,7 +264,7 @@ def masking_figure(cfg: Config, code: str, levels: tuple[float, ...] = (0.3, 0.7
     """Figure 1 in our data: one program under the maskings, each at the same noise levels."""
     tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
     view = corpus.view(cfg, tok, code)
-    masks = {m: [corpus.view_mask(cfg.with_masking(m), view, level) for level in levels] for m in MASKINGS}
+    masks = {m: [corpus.view_masks(cfg.with_masking(m), view, level)[0] for level in levels] for m in MASKINGS}
     return plots.maskings(code, view.starts, view.labels, masks, levels)
 
 
@@ -360,7 +347,7 @@ EXAMPLE = '''def depth(text):
 
 
 def write(cfg: Config) -> Path:
-    """Write runs/<preset>/report/: table1 and table2 (md, csv, json), figures, report.html. What is missing shows so."""
+    """Write runs/<preset>/report/: table1, table2 (md, csv, json), figures, report.html. What is missing shows so."""
     folder = cfg.preset_dir / "report"
     found = ledgers(cfg)
     tables = {"table1": table(cfg, ("base", "random", "ast")), "table2": table(cfg, MASKINGS)}

@@ -64,7 +64,7 @@ class Decoding:
 
 @dataclass
 class Decoded:
-    """Answers (B, gen_length): token ids int64, the step that committed each (NEVER if none), its confidence float32."""
+    """Answers (B, gen_length): token ids int64, the step that committed each (NEVER: none), its confidence float32."""
 
     ids: torch.Tensor
     committed_at: torch.Tensor

@@ -52,6 +52,7 @@ SCRATCH = 64 << 20
 """Size of the scratch folder, and of a file where the folder is on disk [bytes]."""
 LAYERS = ("processes", "network", "files", "user", "landlock", "seccomp")
 """The layers that a machine may lack, in the order they are tried."""
+NAMESPACES = LAYERS[:4]
 
 # --- plain data -----------------------------------------------------------------------------------------------------
 
@@ -454,10 +455,15 @@ def warden(control: socket.socket, without: list[str], scratch: str) -> None:
     platform.uname()  # reliability_guard asks, and the answer is kept
     _prctl(_PR_SET_DUMPABLE, 0)
     layers = _probe(without, scratch)
-    control.sendall(json.dumps(layers).encode() + b"\n")
+    told = {name: "own user" if how.isdigit() else how for name, how in layers.items()}
+    control.sendall(json.dumps(told).encode() + b"\n")
     while True:
         request, fds, _, _ = socket.recv_fds(control, 8, 2)
-        if not request:
+        if not request:  # the caller has ended, perhaps by a kill
+            with contextlib.suppress(ChildProcessError):
+                while True:
+                    os.wait()
+            shutil.rmtree(scratch, ignore_errors=True)
             return
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -617,6 +623,7 @@ def _enter(layers: dict[str, str], data: socket.socket, say: int, spot: str, sec
     for low, high in zip([2, *keep], [*keep, 1 << 16], strict=True):
         os.closerange(low + 1, high)
     os.environ.clear()
+    sys.modules["posix"].environ.clear()  # as it was at the start
     os.umask(0o077)
     _limits(seconds, processes)
     _prctl(_PR_NO_NEW_PRIVS, 1)
@@ -825,24 +832,26 @@ def _drain(sock: socket.socket) -> bytes:
 
 
 class Sandbox:
-    """A warden and its layers. `without` names layers to leave off; one program runs at a time."""
+    """A warden and its layers; one program runs at a time.
+
+    `without`: LAYERS to leave off, `namespaces` for our own making of the first four, `bubblewrap` for it.
+    """
 
     def __init__(self, without: list[str] | tuple[str, ...] = (), scratch: str | None = None) -> None:
-        self.without, self.status = list(without), {}
+        self.status: dict[str, Any] = {}
+        self._without = [n for name in without for n in (NAMESPACES if name == "namespaces" else (name,))]
         self._scratch = tempfile.mkdtemp(prefix="treediff-", dir=scratch)
         os.chmod(self._scratch, 0o711)
         self._start([])
         bwrap = shutil.which("bwrap")
-        if bwrap and "bubblewrap" not in without and _absent(self.layers, "files") and "files" not in without:
+        if bwrap and _absent(self.layers, "files") and not {"files", "bubblewrap"} & set(without):
             # Some systems let bubblewrap make the namespaces that they refuse to others.
             alone = self.layers
             self._stop()
             try:
                 self._start(_bubblewrap(bwrap))
                 held = "bubblewrap, one for all programs of a worker"
-                for name in ("processes", "network", "files", "user"):
-                    if _absent(self.layers, name) and name not in without:
-                        self.layers[name] = held
+                self.layers |= {name: held for name in NAMESPACES if _absent(self.layers, name)}
             except Broken as e:
                 self._start([])
                 self.layers = {k: f"{v}; bubblewrap: {e}" if _absent(alone, k) else v for k, v in alone.items()}
@@ -854,7 +863,7 @@ class Sandbox:
         scratch = "/tmp" if wrap else self._scratch
         python = [sys.executable, "-s", "-P", "-B", os.path.abspath(__file__)]
         self._process = subprocess.Popen(
-            [*wrap, *python, str(theirs.fileno()), json.dumps(self.without), scratch],
+            [*wrap, *python, str(theirs.fileno()), json.dumps(self._without), scratch],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -939,7 +948,11 @@ class Sandbox:
 def _bubblewrap(bwrap: str) -> list[str]:
     """The command that starts a warden under bubblewrap: `readable` and this file read-only, /tmp in memory."""
     command = [bwrap, "--unshare-all", "--die-with-parent", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
-    for path in [*readable(), sys.executable, os.path.abspath(__file__)]:
+    paths = readable()
+    for path in (sys.executable, os.path.abspath(__file__)):
+        if not any(path.startswith(p + "/") for p in paths):
+            paths.append(path)
+    for path in paths:
         command += ["--ro-bind", path, path]
     return [*command, "--chdir", "/", "--"]
 

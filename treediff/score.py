@@ -25,6 +25,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ RELEASES = {
 FIELDS = {"prompt": str, "entry_point": str, "canonical_solution": str, "base_input": list, "plus_input": list}
 MIN_SECONDS, TIME_FACTOR, MOST_SECONDS = 1.0, 4.0, 60.0
 """EvalPlus's time limits: a test gets max(1 s, 4 x the reference's time), a set of tests at most 60 s."""
-GIVE_UP = 30.0
-"""What a judge may take beyond the time limits, to compare [s]."""
+GIVE_UP = 10.0
+"""What a judge may take to read and compare one answer before it is killed over it [s]."""
 PARTS = ("base", "plus")
 
 # --- what there is to score -----------------------------------------------------------------------------------------
@@ -216,7 +217,11 @@ def score(
     journal = out.with_name(f".{out.name}.journal")
     with _journal(journal) as (done, write):
         results = {task: done[key] for task, key in keys.items() if key in done}
-        todo = [(task, {"program": programs[task]}, oracle[task]) for task in programs if task not in results]
+        todo = [
+            (task, {"program": programs[task]}, oracle[task])
+            for task in oracle
+            if task in programs and task not in results
+        ]
         sandbox = done.get("sandbox", {})
         for task, result in _judged(todo, workers, list(without), f"score {benchmark}", len(results)):
             if task is None:
@@ -282,10 +287,10 @@ def _oracle(
     from evalplus.eval._special_oracle import MBPP_OUTPUT_NOT_NONE_TASKS
 
     version = f"{sys.version_info[0]}.{sys.version_info[1]}-{evalplus.__version__}"
-    path = runs_root() / "cache" / f"oracle2-{benchmark}-{data_hash[:16]}-{version}.jsonl"
+    path = runs_root() / "cache" / f"oracle3-{benchmark}-{data_hash[:16]}-{version}.jsonl"
     if path.exists():
         lines = path.read_bytes().splitlines()
-        return dict(zip(json.loads(lines[0]), lines[1:], strict=True))
+        return dict(zip(json.loads(lines[0]), lines[1:], strict=True))  # the slowest first
     todo = []
     for task, problem in problems.items():
         line: dict[str, Any] = {"kind": "mbpp" if benchmark == "mbpp" else "humaneval", "task": task}
@@ -293,7 +298,7 @@ def _oracle(
         line |= {part: {"inputs": encode(problem[f"{part}_input"])} for part in PARTS}
         program = problem["prompt"] + problem["canonical_solution"]
         todo.append((task, {"program": program, "record": True}, json.dumps(line).encode()))
-    lines, given = {}, {task: line for task, _, line in todo}
+    lines, slow, given = {}, {}, {task: line for task, _, line in todo}
     for task, result in _judged(todo, workers, without, f"reference {benchmark}", 0):
         if task is None:
             continue
@@ -305,10 +310,12 @@ def _oracle(
             if line["entry"] in MBPP_OUTPUT_NOT_NONE_TASKS:
                 line[part]["expected"] = [v is not None for v in line[part]["expected"]]
         lines[task] = json.dumps(line).encode()
+        slow[task] = sum(sum(line[part]["times"]) for part in PARTS)
+    order = sorted(problems, key=lambda task: -slow[task])
     with whole(path) as spot:
-        spot.write_bytes(b"\n".join([json.dumps(list(problems)).encode(), *[lines[t] for t in problems]]) + b"\n")
+        spot.write_bytes(b"\n".join([json.dumps(order).encode(), *[lines[task] for task in order]]) + b"\n")
         spot.chmod(0o600)  # not for a program that runs as another user
-    return {task: lines[task] for task in problems}
+    return {task: lines[task] for task in order}
 
 
 Job = tuple[str, dict, bytes]
@@ -413,7 +420,7 @@ class _Judge:
 
     def ask(self, header: dict, oracle: bytes, stop: threading.Event) -> dict | None:
         """The judge's result, or None if it died or hung."""
-        seconds = 3600.0 if header.get("record") else 2 * (2 * MOST_SECONDS + GIVE_UP)
+        seconds = 3600.0 if header.get("record") else 4 * (2 * MOST_SECONDS + GIVE_UP)
         watch = threading.Timer(seconds, self.process.kill)
         watch.daemon = True
         watch.start()
@@ -452,6 +459,7 @@ def _judge(without: list[str]) -> None:
     libc = ctypes.CDLL(None)
     libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # die with the caller
     libc.prctl(4, 0, 0, 0, 0)  # no process of the same user may look into this one, which knows what is expected
+    warnings.simplefilter("ignore")  # numpy's, over what it is asked to compare
     with Sandbox(without) as box:
         # After the sandbox has started, lest it inherit the limit: an answer may decode to many times its length.
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
@@ -505,12 +513,14 @@ def _examine(box: Sandbox, program: str, oracle: dict, part: str) -> tuple[str, 
     """(pass, fail or timeout; reason) of one part's tests, as EvalPlus's `untrusted_check` has them.
 
     As there, a test that overruns its own limit fails; `timeout` is a program that had to be killed. A program that
-    ran out of time while the machine gave it less than three quarters of a core gets a second chance.
+    ran out of time while the machine gave it less than three quarters of a core gets a second chance,
+    unless the first took half a minute.
     """
     for _ in range(2):
         start = time.perf_counter()
         verdict = _run(box, program, oracle, part)
-        if not verdict[1].startswith("time-out") or box.status["cpu"] > 0.75 * (time.perf_counter() - start):
+        wall = time.perf_counter() - start
+        if not verdict[1].startswith("time-out") or wall > MOST_SECONDS / 2 or box.status["cpu"] > 0.75 * wall:
             break
     return verdict
 
@@ -537,15 +547,9 @@ def _run(box: Sandbox, program: str, oracle: dict, part: str) -> tuple[str, str]
                     return "fail", _exception(*frame.value, where, limits[min(i, n - 1)])
                 if i == n:
                     return "fail", "killed: more answers than tests"
-                try:
-                    out = decode(frame.value[1])
-                except Exception:  # whatever hostile data makes of numpy, Decimal, ...
-                    return "fail", "killed: the answer is not what the sandbox writes"
-                exp = decode(expected[i])
-                same, atol = agrees(kind, entry, inputs[i], out, exp, atol)
-                if not same:
-                    call = _call(entry, inputs, i)
-                    return "fail", f"wrong answer: {part} test {i}: {call} gave {_show(out)}, expected {_show(exp)}"
+                said, atol = _compare(kind, entry, inputs[i], frame.value[1], expected[i], atol)
+                if said:
+                    return "fail", said.format(where=f"{part} test {i}", call=_call(entry, inputs, i))
                 i += 1
                 if i == n:
                     return "pass", ""
@@ -561,6 +565,26 @@ def _run(box: Sandbox, program: str, oracle: dict, part: str) -> tuple[str, str]
         what = "memory: killed by SIGKILL, most likely for memory" if name == "SIGKILL" else f"killed: by {name}"
         return "fail", f"{what}, in {part} test {i}"
     return "fail", f"killed: the program ended its own process (exit code {exit_code}) in {part} test {i}"
+
+
+def _compare(kind: str, entry: str, inp: Any, answer: Any, expected: Any, atol: float) -> tuple[str, float]:
+    """Why an encoded answer is not the expected one (a text with {where} and {call}; empty if it is); the tolerance.
+
+    Some answers, numbers of one hash in a set, hold the interpreter in a loop. The alarm's default action, death,
+    ends that; the caller of this judge gives the program a failure and starts another judge.
+    """
+    signal.setitimer(signal.ITIMER_REAL, GIVE_UP)
+    try:
+        try:
+            out = decode(answer)
+        except Exception:  # whatever hostile data makes of numpy, Decimal, ...
+            return "killed: the answer is not what the sandbox writes, in {where}", atol
+        exp = decode(expected)
+        same, atol = agrees(kind, entry, inp, out, exp, atol)
+        texts = (_show(v).replace("{", "{{").replace("}", "}}") for v in (out, exp))
+        return "" if same else "wrong answer: {{where}}: {{call}} gave {}, expected {}".format(*texts), atol
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _exception(name: str, text: str, where: str, limit: float) -> str:
@@ -601,37 +625,33 @@ def agrees(kind: str, entry: str, inp: Any, out: Any, exp: Any, atol: float) -> 
     `inp`: the (encoded) arguments, as they were before the program had them. One departure: EvalPlus does not count
     a test of find_zero (HumanEval/32) that passes, so that no program, its own solution included, ever passes it.
     """
-    import warnings
-
     import numpy as np
     from evalplus.eval import _special_oracle as special
     from evalplus.eval import is_floats
 
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            exact = out == exp
-            if kind == "mbpp":
-                if entry == "are_equivalent":
-                    exact = exact or True
-                elif entry == "sum_div":
-                    exact = exact or out == 0
-                elif entry == "surface_Area":
-                    exact = exact or abs(out - special._surface_Area(*decode(inp))) <= atol
-                elif entry == "digit_distance_nums":
-                    exact = exact or out == special._digit_distance_nums(*decode(inp))
-                elif entry in special.MBPP_OUTPUT_SET_EQ_TASKS:
-                    exact = set(out) == set(exp)
-                elif entry in special.MBPP_OUTPUT_NOT_NONE_TASKS:
-                    exact = out == exp if isinstance(out, bool) else exp == (out is not None)
-            if kind == "humaneval" and entry == "find_zero":
-                return bool(abs(special._poly(*decode(inp), out)) <= atol), atol
-            if atol == 0 and is_floats(exp):
-                atol = 1e-6
-            if not exact and atol != 0:
-                same = type(out) is type(exp) and (not isinstance(exp, (list, tuple)) or len(out) == len(exp))
-                return bool(same and np.allclose(out, exp, rtol=1e-07, atol=atol)), atol
-            return bool(exact), atol
+        exact = out == exp
+        if kind == "mbpp":
+            if entry == "are_equivalent":
+                exact = exact or True
+            elif entry == "sum_div":
+                exact = exact or out == 0
+            elif entry == "surface_Area":
+                exact = exact or abs(out - special._surface_Area(*decode(inp))) <= atol
+            elif entry == "digit_distance_nums":
+                exact = exact or out == special._digit_distance_nums(*decode(inp))
+            elif entry in special.MBPP_OUTPUT_SET_EQ_TASKS:
+                exact = set(out) == set(exp)
+            elif entry in special.MBPP_OUTPUT_NOT_NONE_TASKS:
+                exact = out == exp if isinstance(out, bool) else exp == (out is not None)
+        elif entry == "find_zero":
+            return bool(abs(special._poly(*decode(inp), out)) <= atol), atol
+        if atol == 0 and is_floats(exp):
+            atol = 1e-6
+        if not exact and atol != 0:
+            same = type(out) is type(exp) and (not isinstance(exp, (list, tuple)) or len(out) == len(exp))
+            return bool(same and np.allclose(out, exp, rtol=1e-07, atol=atol)), atol
+        return bool(exact), atol
     except Exception:
         return False, atol
 

@@ -106,137 +106,137 @@ agg: total size max | shrink: less cut | grow: more scale | limit: under upto | 
 KINDS = {kind: tuple(ops.split()) for kind, ops in re.findall(r"(\w+): ([\w ]+)", _KINDS)}
 
 # A family is three lines: name, parameter kind and slots (`slot=kind`, with `:variable` if it is not x, and with
-# `:low-high` for fewer constants); the text => the reasoning; the code, its lines parted by ` | `, indented by `>`.
+# `:low-high` for fewer constants); the text; the code, its lines parted by ` | `, indented by `>`.
 # `{c}` is slot c in words and `{C}` in code.
 _TABLE = """
 keep nums c=cond
-    Return all x in nums that are {c}. => keep x if {C}
+    Return all x in nums that are {c}.
     result = [] | for x in nums: | > if {C}: | >> result.append(x) | return result
 drop nums c=cond
-    Return nums without all x that are {c}. => skip x if {C}
+    Return nums without all x that are {c}.
     result = [] | for x in nums: | > if {C}: | >> continue | > result.append(x) | return result
 map nums m=map
-    Return {m} for all x in nums. => list {M}
+    Return {m} for all x in nums.
     return [{M} for x in nums]
 keep_map nums c=cond m=map
-    Return {m} for all x in nums that are {c}. => keep {M} if {C}
+    Return {m} for all x in nums that are {c}.
     result = [] | for x in nums: | > if {C}: | >> result.append({M}) | return result
 choose nums c=cond m=shift
-    For all x in nums return {m} if it is {c}, else x. => append {M} or x
+    For all x in nums return {m} if it is {c}, else x.
     result = [] | for x in nums: | > if {C}: | >> result.append({M}) | > else: | >> result.append(x) | return result
 ternary nums c=cond m=map
-    For all x in nums return {m} if it is {c}, else 0. => list {M} or 0
+    For all x in nums return {m} if it is {c}, else 0.
     return [{M} if {C} else 0 for x in nums]
 sum nums c=cond
-    Return the sum of all x in nums that are {c}. => add x if {C}
+    Return the sum of all x in nums that are {c}.
     total = 0 | for x in nums: | > if {C}: | >> total += x | return total
 sum_map nums c=cond m=map
-    Return the sum of {m} for all x in nums that are {c}. => add {M} if {C}
+    Return the sum of {m} for all x in nums that are {c}.
     total = 0 | for x in nums: | > if {C}: | >> total += {M} | return total
 count nums c=cond
-    Return how many x in nums are {c}. => count x if {C}
+    Return how many x in nums are {c}.
     count = 0 | for x in nums: | > if {C}: | >> count += 1 | return count
 either nums c=low:x:2-10 d=high:x:12-20
-    Return how many x in nums are {c} or {d}. => count x if one holds
+    Return how many x in nums are {c} or {d}.
     count = 0 | for x in nums: | > if {C} or {D}: | >> count += 1 | return count
 between nums c=high:x:2-10 d=low:x:12-20
-    Return all x in nums that are {c} and {d}. => keep x if both hold
+    Return all x in nums that are {c} and {d}.
     result = [] | for x in nums: | > if {C} and {D}: | >> result.append(x) | return result
 any nums c=cond
-    Return whether any x in nums is {c}. => true if {C}
+    Return whether any x in nums is {c}.
     for x in nums: | > if {C}: | >> return True | return False
 index nums c=cond
-    Return the index of the first x in nums that is {c}, or -1. => return i if {C}
+    Return the index of the first x in nums that is {c}, or -1.
     for i, x in enumerate(nums): | > if {C}: | >> return i | return -1
 first nums c=cond k=const
-    Return the first x in nums that is {c}, or {k}. => return x if {C}
+    Return the first x in nums that is {c}, or {k}.
     for x in nums: | > if {C}: | >> return x | return {k}
 last_map nums c=cond m=map
-    Return {m} for the last x in nums that is {c}, or 0. => set result if {C}
+    Return {m} for the last x in nums that is {c}, or 0.
     result = 0 | for x in nums: | > if {C}: | >> result = {M} | return result
 before nums c=cond m=map
-    Return the sum of {m} for all x in nums before the first that is {c}. => add {M}, then stop
+    Return the sum of {m} for all x in nums before the first that is {c}.
     total = 0 | for x in nums: | > if {C}: | >> break | > total += {M} | return total
 running nums c=cond m=map
-    Return the total after each x in nums, adding {m} if x is {c}. => keep a running total
+    Return the total after each x in nums, adding {m} if x is {c}.
     total = 0 | result = [] | for x in nums: | > if {C}: | >> total += {M} | > result.append(total) | return result
 slice nums s=slice m=map
-    Return {m} for all x in {s}. => list {M}
+    Return {m} for all x in {s}.
     return [{M} for x in {S}]
 balance nums c=order d=parity
-    For all x in nums add x if it is {c}, else subtract x if it is {d}; return the total. => add or subtract x
+    For all x in nums add x if it is {c}, else subtract x if it is {d}; return the total.
     total = 0 | for x in nums: | > if {C}: | >> total += x | > elif {D}: | >> total -= x | return total
 score nums c=order d=parity k=const
-    For all x in nums add {k} if it is {c}, else 1 if it is {d}; return the total. => add {k} or 1
+    For all x in nums add {k} if it is {c}, else 1 if it is {d}; return the total.
     total = 0 | for x in nums: | > if {C}: | >> total += {k} | > elif {D}: | >> total += 1 | return total
 blend nums c=order d=parity m=shift
-    For all x in nums add {m} if it is {c}, else x if it is {d}; return the total. => add {M} or x
+    For all x in nums add {m} if it is {c}, else x if it is {d}; return the total.
     total = 0 | for x in nums: | > if {C}: | >> total += {M} | > elif {D}: | >> total += x | return total
 stop nums c=order d=parity k=const
-    Return {k} once an x in nums is {c}, or x once it is {d}, else 0. => return {k} or x
+    Return {k} once an x in nums is {c}, or x once it is {d}, else 0.
     for x in nums: | > if {C}: | >> return {k} | > elif {D}: | >> return x | return 0
 largest nums c=parity k=const
-    Return the largest of {k} and all x in nums that are {c}. => start at {k}, take the max
+    Return the largest of {k} and all x in nums that are {c}.
     best = {k} | for x in nums: | > if {C}: | >> best = max(best, x) | return best
 places nums c=cond:i
-    Return all x in nums whose index is {c}. => keep x if {C}
+    Return all x in nums whose index is {c}.
     result = [] | for i, x in enumerate(nums): | > if {C}: | >> result.append(x) | return result
 clamp nums j=const:x:2-10 k=const:x:12-20
-    Return all x in nums limited to {j} to {k}. => take min, then max
+    Return all x in nums limited to {j} to {k}.
     return [max({j}, min(x, {k})) for x in nums]
 agg nums a=agg c=order m=shift
-    Let x be {a}; return {m} if x is {c}, else x. => set x, then test it
+    Let x be {a}; return {m} if x is {c}, else x.
     x = {A} | if {C}: | > return {M} | return x
 lead_count nums c=cond:nums[i]
-    Return how many nums at the start are {c}. => move i to the first other
+    Return how many nums at the start are {c}.
     i = 0 | while i < len(nums) and {C}: | > i += 1 | return i
 trim nums c=cond:nums[-1]
-    Return nums without those at the end that are {c}. => cut the last
+    Return nums without those at the end that are {c}.
     while nums and {C}: | > nums = nums[:-1] | return nums
 steps n c=high:n s=shrink:n
-    While n is {c}, {s}; count steps. => loop while {C}
+    While n is {c}, {s}; count steps.
     count = 0 | while {C}: | > {S} | > count += 1 | return count
 trail n c=high:n s=shrink:n
-    While n is {c}, list n and {s}; return the list. => loop while {C}
+    While n is {c}, list n and {s}; return the list.
     result = [] | while {C}: | > result.append(n) | > {S} | return result
 pile n c=high:n m=map:n s=shrink:n
-    While n is {c}, add {m} to the total and {s}; return the total. => add {M} in a loop
+    While n is {c}, add {m} to the total and {s}; return the total.
     total = 0 | while {C}: | > total += {M} | > {S} | return total
 climb n k=const l=limit g=grow
-    Start x at {k}; while x is {l}, {g}; return x. => loop from {k}
+    Start x at {k}; while x is {l}, {g}; return x.
     x = {k} | while {L}: | > {G} | return x
 halve n k=const c=parity:n j=const
-    While n is greater than {k}, floor-divide n by 2 if it is {c}, else subtract {j}; count steps. => cut or subtract
+    While n is greater than {k}, floor-divide n by 2 if it is {c}, else subtract {j}; count steps.
     count = 0 | while n > {k}: | > if {C}: | >> n //= 2 | > else: | >> n -= {j} | > count += 1 | return count
 digit_sum digits c=digit:x:2-8 m=plain
-    Return the sum of {m} for all digits x of n that are {c}. => take the digits, sum {M}
+    Return the sum of {m} for all digits x of n that are {c}.
     total = 0 | while n > 0: | > x = n % 10 | > if {C}: | >> total += {M} | > n //= 10 | return total
 below n c=cond m=map
-    Return the sum of {m} for all x in range(n) that are {c}. => add {M} if {C}
+    Return the sum of {m} for all x in range(n) that are {c}.
     total = 0 | for x in range(n): | > if {C}: | >> total += {M} | return total
 span n m=map k=const
-    Return {m} for all x from {k} to n. => list {M}
+    Return {m} for all x from {k} to n.
     return [{M} for x in range({k}, n + 1)]
 branch n c=cond:n m=shift:n
-    Return {m} if n is {c}, else n. => test {C}
+    Return {m} if n is {c}, else n.
     if {C}: | > return {M} | else: | > return n
 branch3 n c=order:n d=parity:n m=shift:n
-    Return {m} if n is {c}, else 0 if n is {d}, else n. => three cases
+    Return {m} if n is {c}, else 0 if n is {d}, else n.
     if {C}: | > return {M} | elif {D}: | > return 0 | else: | > return n
 grade n c=high:n:12-20 d=high:n:2-10
-    Return 'high' if n is {c}, else 'mid' if n is {d}, else 'low'. => three cases
+    Return 'high' if n is {c}, else 'mid' if n is {d}, else 'low'.
     if {C}: | > return "high" | elif {D}: | > return "mid" | else: | > return "low"
 label n c=order:n d=parity:n
-    Return 'a' if n is {c}, else 'b' if n is {d}, else 'c'. => three cases
+    Return 'a' if n is {c}, else 'b' if n is {d}, else 'c'.
     if {C}: | > return "a" | elif {D}: | > return "b" | else: | > return "c"
 char_count text c=char:c
-    Return how many c in text are {c}. => count c if {C}
+    Return how many c in text are {c}.
     count = 0 | for c in text: | > if {C}: | >> count += 1 | return count
 char_map text c=char:c m=charmap:c
-    Join {m} for all c in text that are {c}. => join {M}
+    Join {m} for all c in text that are {c}.
     result = "" | for c in text: | > if {C}: | >> result += {M} | return result
 words words c=digit:len(w) m=charmap:w
-    Return {m} for all words w in text whose length is {c}. => split, keep {M}
+    Return {m} for all words w in text whose length is {c}.
     result = [] | for w in text.split(): | > if {C}: | >> result.append({M}) | return result
 """
 
@@ -260,7 +260,6 @@ class Family(NamedTuple):
     """The kind of input: nums, n, digits (n that is not negative), text, words (text of words)."""
     slots: tuple[Slot, ...]
     text: str
-    reasoning: str
     body: str
 
     @property
@@ -287,7 +286,9 @@ class Problem(NamedTuple):
 
     @property
     def reasoning(self) -> str:
-        return self._fill("reasoning")
+        """The plan: each slot in words, as the text has it, and in code, as the program will."""
+        filled = self._fill_slots()
+        return "; ".join(f"{filled[s.name]} is {filled[s.name.upper()]}" for s in FAMILIES[self.family].slots)
 
     @property
     def body(self) -> str:
@@ -300,12 +301,16 @@ class Problem(NamedTuple):
         return FAMILIES[self.family].signature + self.body.rstrip("\n")
 
     def _fill(self, part: str) -> str:
+        return getattr(FAMILIES[self.family], part).format(**self._fill_slots())
+
+    def _fill_slots(self) -> dict[str, str]:
+        """Each slot in words, and in code under its upper-case letter."""
         family, fields = FAMILIES[self.family], {}
         for slot, name, k in zip(family.slots, self.ops, self.constants, strict=True):
             op = OPS[name]
             fields[slot.name] = op.words.format(v=slot.var, k=k)
             fields[slot.name.upper()] = op.code.format(v=slot.var, k=k)
-        return getattr(family, part).format(**fields)
+        return fields
 
 
 def _read(table: str) -> dict[str, Family]:
@@ -319,7 +324,7 @@ def _read(table: str) -> dict[str, Family]:
             slots.append(Slot(slot, kind, var or "x", *map(int, (bounds or "0-99").split("-"))))
         lines = [re.fullmatch(r"(>*) ?(.*)", line).groups() for line in code.strip().split(" | ")]
         body = "".join(f"{'    ' * (len(depth) + 1)}{line}\n" for depth, line in lines)
-        families[name] = Family(name, takes, tuple(slots), *text.strip().split(" => "), body)
+        families[name] = Family(name, takes, tuple(slots), text.strip(), body)
     return families
 
 

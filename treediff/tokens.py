@@ -80,13 +80,27 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     return tok
 
 
+# How a text is cut before the merges. The frame of an answer is one piece each. A number is a piece of its own whatever
+# stands before it (the blank before it goes to the piece on its left), so that a constant is one token everywhere:
+# copying it from the prompt is then a matter of attention alone.
+_PIECES = (
+    r"<think>\n|\n</think>\n\n```python\n|\n```|\n\n"
+    r"| ?\p{L}+(?: (?=\p{N}))?|\p{N}+| ?[^\s\p{L}\p{N}]+(?: (?=\p{N}))?|\s+(?!\S)|\s+"
+)
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
     """Train a lossless byte-level BPE with LLaDA's special tokens and chat template; save it to `folder`."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(
         texts,

@@ -1,0 +1,49 @@
+# A fresh machine needs make and Python >= 3.11 with venv; everything else goes into .venv, from a lock.
+#   make reproduce [ARGS="--seed 1"]     make test     make lab     make short     make clean
+PYTHON ?= python3
+ifndef LOCK
+LOCK := docker/$(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu).lock
+endif
+# The whole pipeline at a shortened budget: the same code, too little training to learn anything.
+SHORT ?= --rows 200 --max_steps 6 --pretrain.rows 200 --pretrain.max_steps 12 --limit 8 --lengths 32,64
+BIN := .venv/bin
+
+.PHONY: reproduce test short lab venv clean FORCE
+
+reproduce: venv
+	$(BIN)/treediff reproduce $(ARGS)
+
+test: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+	$(BIN)/python -m pytest $(ARGS)
+
+short: venv
+	@out=$$(mktemp -d) && echo "output: $$out/runs" && \
+	TREEDIFF_RUNS=$$out/runs $(BIN)/treediff reproduce $(SHORT) $(ARGS) && rm -rf "$$out"
+
+lab: venv
+	$(BIN)/jupyter lab notebooks/ $(ARGS)
+
+venv: .venv/done
+
+# An install that was cut off goes on where it stopped: its key is there, `done` is not. The constraints pin what
+# builds the few source packages, too.
+.venv/done: .venv/key pyproject.toml
+	PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK) $(BIN)/python -m pip install --use-pep517 -r $(LOCK)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
+	@touch $@
+
+# What .venv was made from and where. Another lock, Python or folder makes it anew; the same leaves the file as it is.
+.venv/key: FORCE
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "make: $(PYTHON) is missing or older than 3.11; name a newer one: make PYTHON=python3.12" >&2; exit 2; }
+	@key="$$($(PYTHON) -V) $(CURDIR) $$(cksum <$(LOCK))"; \
+	if [ "$$key" != "$$(cat $@ 2>/dev/null)" ]; then \
+	    echo "making .venv from $(LOCK)"; $(PYTHON) -m venv --clear .venv && echo "$$key" >$@; \
+	fi
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find treediff tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,95 @@
+"""The commands as a user types them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from treediff import cli
+
+
+def run(*args, **env):
+    return subprocess.run(
+        [sys.executable, "-m", "treediff.cli", *map(str, args)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **env},
+        timeout=120,
+    )
+
+
+def test_annotate_prints_the_source_in_colour(tmp_path):
+    path = tmp_path / "a.py"
+    path.write_text("if x:\n    return 'é'\n")
+    done = run("annotate", path)
+    assert done.returncode == 0, done.stderr
+    import re
+
+    assert re.sub(r"\x1b\[\d+m", "", done.stdout) == path.read_text()
+    assert "\x1b[33mif" in done.stdout
+    assert "\x1b[31mreturn" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("annotate", "{tmp}/bad.py"), "bad.py: byte 0 is not valid UTF-8"),
+        (("annotate", "{tmp}/none.py"), "none.py: cannot be read"),
+        (("train", "--preset", "huge"), "preset: there is no 'huge'"),
+        (("train", "--masking", "tree"), "masking: 'tree' is not one of"),
+        (("train", "--maskin", "ast"), "maskin: there is no such switch"),
+        (("train", "--seed"), "seed: no value is given"),
+        (("train", "seed"), "seed: not understood"),
+        (("score", "--benchmark", "mbpp"), "--samples: needed together"),
+        (("prepare", "--data", "{tmp}/none.jsonl"), "none.jsonl: cannot be read"),
+        (("train", "--preset", "paper", "--tokenizer", "{tmp}"), "neither a tokenizer folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, args, said):
+    (tmp_path / "bad.py").write_bytes(b"\xff")
+    done = run(*(a.format(tmp=tmp_path) for a in args), TREEDIFF_RUNS=str(tmp_path / "runs"), HF_HUB_OFFLINE="1")
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_broken_code_is_annotated_all_the_same(tmp_path):
+    (tmp_path / "b.py").write_text("def f(:\n  x = = 3\n")
+    done = run("annotate", tmp_path / "b.py")
+    assert done.returncode == 0
+    assert "do not parse" in done.stderr
+
+
+def test_prepare_reports_what_it_dropped(shared, tmp_path):
+    done = run(
+        "prepare",
+        "--data",
+        shared / "data/think_code/can_ai_code_full.jsonl",
+        "--tokenizer",
+        shared / "tokenizers/llada_standin_8k",
+        "--out",
+        tmp_path / "d",
+        "--preset=paper",
+        TREEDIFF_RUNS=str(tmp_path / "runs"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"]["dropped"]["no code block"] == 1
+    import datasets
+
+    assert len(datasets.load_from_disk(str(tmp_path / "d"))) == json.loads(done.stdout)["rows"]["kept"]
+
+
+def test_switches_lists_every_switch():
+    from treediff.config import SWITCHES
+
+    done = run("switches", "--preset", "paper")
+    assert all(f"--{name} " in done.stdout for name in SWITCHES)
+
+
+def test_entries_of_a_mapping_are_set_by_dots():
+    args, extra = cli.parser().parse_known_args(["train", "--pretrain.max_steps", "5", "--tier-weights.data=0.1"])
+    cfg = cli.switches(args, extra)
+    assert cfg.pretrain["max_steps"] == 5
+    assert cfg.tier_weights["data"] == 0.1

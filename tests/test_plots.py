@@ -1,0 +1,77 @@
+"""Figures: what they show is what they were given."""
+
+import re
+
+import numpy as np
+
+from treediff import corpus, plots, syntax, tokens
+from treediff.config import resolve
+
+CODE = 'def f(x):\n\tif x:  # é😀\n        return "a"\n'
+
+
+def test_ansi_text_is_the_source():
+    parsed = syntax.parse(CODE.encode())
+    text = plots.ansi(parsed.source, syntax.byte_tiers(parsed))
+    assert re.sub(r"\x1b\[\d+m", "", text) == CODE
+    assert plots.ansi(b"", np.zeros(0, np.uint8)) == ""
+
+
+def test_boxes_cover_the_text_once(tmp_path):
+    tokens.train_tokenizer([CODE], 300, tmp_path / "t")
+    tok = tokens.load_tokenizer(str(tmp_path / "t"))
+    view = corpus.view(resolve("tiny"), tok, CODE)
+    runs = plots.token_runs(CODE, view.starts, view.labels)
+    cover = np.zeros(len(CODE), int)
+    for start, end, _ in runs:
+        cover[start:end] += 1
+    assert (cover == 1).all()
+
+
+def test_masked_characters_are_hidden():
+    text = "ab cd"
+    runs = [(0, 2, "#ffffff"), (2, 5, "#eeeeee")]
+    figure = plots.states([("t", text, runs, np.array([False, True]))])
+    shown = [t.get_text() for t in figure.axes[0].texts]
+    assert shown == ["ab"]
+    assert [tuple(round(c, 2) for c in p.get_facecolor()[:3]) for p in figure.axes[0].patches] == [
+        (1.0, 1.0, 1.0),
+        (0.2, 0.2, 0.2),
+    ]
+
+
+def test_text_stands_in_its_box():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    text = "ab cdef\n    g(x)"
+    runs = [(0, 2, "#fff"), (2, 7, "#eee"), (7, 12, "#fff"), (12, 16, "#eee")]
+    figure = plots.states([("t", text, runs, np.zeros(4, bool))])
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    ax = figure.axes[0]
+    boxes = [p.get_window_extent(renderer) for p in ax.patches if p.get_width() > 0]
+    for drawn in ax.texts:
+        extent = drawn.get_window_extent(renderer)
+        x, y = extent.x0 + 1, (extent.y0 + extent.y1) / 2
+        [box] = [b for b in boxes if b.contains(x, y)]
+        assert extent.x1 <= box.x1 + 1.5
+
+
+def test_smoothing_ignores_what_is_missing():
+    values = np.array([np.nan, 1.0, 3.0, np.nan, 5.0])
+    got = plots._smooth(values, 2)
+    assert np.isnan(got[0])
+    assert got[1:].tolist() == [1.0, 2.0, 3.0, 5.0]
+
+
+def test_intervals_are_drawn_where_they_are():
+    figure = plots.robustness({"base": {64: (50.0, 40.0, 62.0)}, "ast": {64: (70.0, 60.0, 80.0)}}, "pass@1")
+    segments = [s for c in figure.axes[0].collections for s in c.get_segments()]
+    assert sorted((round(s[0][1], 6), round(s[1][1], 6)) for s in segments) == [(40.0, 62.0), (60.0, 80.0)]
+
+
+def test_the_tree_shows_every_named_node():
+    parsed = syntax.parse(b"def f(a):\n    return a\n")
+    figure = plots.tree(parsed)
+    shown = [t.get_text().replace("\n", "_") for t in figure.axes[0].texts]
+    assert {"module", "function_definition", "parameters", "block", "return_statement", "def", "return"} <= set(shown)
+    assert shown.count("a") == 2
