@@ -563,7 +563,7 @@ def test_what_a_program_finds(full):
     program = """
 import os, posix, sys, pathlib
 def f(x):
-    assert not posix.environ and not os.environ, os.environ
+    assert dict(os.environ) == dict(OMP_NUM_THREADS='1')  # EvalPlus's own
     assert posix.getsid(0) == posix.getpid()
     assert posix.read(0, 9) == b'' and posix.write(1, b'x') == 1
     pathlib.Path('a').write_text('b')
@@ -622,9 +622,12 @@ import json, posix, struct
 body = json.dumps([0.0, {'set': [i * (2 ** 61 - 1) for i in range(1, 500_000)]}]).replace(' ', '').encode()
 body = b'o' + struct.pack('I', len(body)) + body
 def f(x):
-    rest = body
-    while rest: rest = rest[posix.write(FD, rest):]
-""".replace("FD", str(SOCKET)),
+    for fd in range(3, 64):
+        rest = body
+        try:
+            while rest: rest = rest[posix.write(fd, rest):]
+        except OSError: pass
+""",
         "fork bomb": SWARM["fork bomb"],
         **{k: v for k, v in VERDICT.items() if "time-out" not in k},
     }
