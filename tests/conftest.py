@@ -1,8 +1,11 @@
 """Shared by the tests: the folder of the checks' material, which a checkout may lack."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models here are too small to share: threads only wait
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -10,7 +10,6 @@ import contextlib
 import decimal
 import fractions
 import json
-import math
 import os
 import shutil
 import signal
@@ -227,6 +226,13 @@ def bare():
         yield box
 
 
+@pytest.fixture(scope="module")
+def walled():
+    """What a plain container leaves: no namespaces, but what a process can forbid itself."""
+    with Sandbox(["namespaces", "bubblewrap"]) as box:
+        yield box
+
+
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch):
     """Time limits short enough to test them."""
@@ -429,18 +435,20 @@ def needs(box: Sandbox, layers: tuple[str, ...]) -> None:
         pytest.skip(f"this machine has none of the layers {', '.join(layers)}: {box.layers}")
 
 
+@pytest.mark.parametrize("which", ["full", "walled"])
 @pytest.mark.parametrize("attack", MACHINE)
-def test_no_way_out(attack, full, outside, monkeypatch):
+def test_no_way_out(attack, which, outside, request):
+    box = request.getfixturevalue(which)
     layers, statement = MACHINE[attack]
-    needs(full, layers)
+    needs(box, layers)
     program = DO.format(statement)
     for name, value in outside.items():
         program = program.replace(f"{{{name}}}", str(value))
-    status, reason = verdict(full, program)
+    status, reason = verdict(box, program)
     assert status != "pass", program
     assert not reason.startswith("syntax")
     assert "NameError" not in reason
-    assert verdict(full, RIGHT) == ("pass", "")
+    assert verdict(box, RIGHT) == ("pass", "")
 
 
 def test_the_attacks_would_work_without_a_cage(tmp_path, outside, monkeypatch):
@@ -614,8 +622,9 @@ def test_without_root_too(tmp_path):
 # --- the whole run survives -----------------------------------------------------------------------------------------
 
 
-def test_a_run_full_of_attacks_survives(tmp_path, runs):
+def test_a_run_full_of_attacks_survives(tmp_path, runs, monkeypatch):
     """Every attack in one file, among honest programs: the ledger is whole and only the honest pass."""
+    monkeypatch.setattr(score, "GIVE_UP", 3.0)
     deadly = {
         "hash bomb": """
 import json, posix, struct
@@ -654,7 +663,7 @@ SCALARS = st.one_of(
     st.integers(),
     st.floats(),
     st.complex_numbers(),
-    st.text(st.characters(codec=None), max_size=9),
+    st.text(st.characters(), max_size=9),
     st.binary(max_size=9),
     st.decimals(allow_nan=False),
     st.fractions(),
@@ -672,27 +681,20 @@ VALUES = st.recursive(
 )
 
 
-def alike(a, b) -> bool:
-    """Equal and of equal types at every depth; nan like nan."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(alike, a, b))
-    if isinstance(a, dict):
-        return len(a) == len(b) and all(alike(x, y) for x, y in zip(a.items(), b.items(), strict=True))
-    if isinstance(a, complex):
-        return alike(a.real, b.real) and alike(a.imag, b.imag)
-    if isinstance(a, float):
-        return a == b or (math.isnan(a) and math.isnan(b))
-    if isinstance(a, (set, frozenset)):
-        return repr(sorted(map(repr, a))) == repr(sorted(map(repr, b)))
-    return a == b
+def form(x) -> str:
+    """`x` with its types at every depth, sets in a fixed order; nan like nan."""
+    if isinstance(x, dict):
+        return f"{{{', '.join(form(k) + ':' + form(v) for k, v in x.items())}}}"
+    if isinstance(x, (list, tuple, set, frozenset)):
+        items = list(map(form, x))
+        return f"{type(x).__name__}({', '.join(sorted(items) if isinstance(x, (set, frozenset)) else items)})"
+    return f"{type(x).__name__} {x!r}"
 
 
 @given(VALUES)
 @settings(max_examples=400, deadline=None)
 def test_plain_data_crosses_unchanged(value):
-    assert alike(decode(json.loads(json.dumps(encode(value)))), value)
+    assert form(decode(json.loads(json.dumps(encode(value))))) == form(value)
 
 
 def test_integers_too_long_to_print_cross_unchanged():

@@ -265,7 +265,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "weight_decay": 0.05,
             "warmup": 0.05,
             "lr_floor": 0.05,
-            "max_steps": 1100,
+            "max_steps": 1200,
             "micro_batch": 16,
             "zero_stage": 0,
             "checkpoint_every": 200,

@@ -136,7 +136,7 @@ def _encode_answer(
     labels[inside] = CODE + tokens.token_tiers(tok, ids, starts, tiers, weights)[inside]
     spans = syntax.node_spans(parsed, cfg.span_nodes == "tiered")
     spans[:, :2] += start
-    ending = [i for t in ("<|eot_id|>",) if (i := tok.get_vocab().get(t)) is not None]
+    ending = tokens.endings(tok)[1:]
     ids = np.concatenate([ids, np.array(ending, np.int32)])
     labels = np.concatenate([labels, np.full(len(ending), REASONING, np.uint8)])
     return ids, labels, tokens.token_spans(at, spans), syntax.error_bytes(parsed)
@@ -405,7 +405,7 @@ def answer_tokens(
     The code is what stands in the first fence after the reasoning; everything else is labelled reasoning.
     """
     table = tokens.byte_table(tok)
-    ends = np.flatnonzero(np.isin(ids, [tok.eos_token_id, tok.get_vocab().get("<|eot_id|>", -1)]))
+    ends = np.flatnonzero(np.isin(ids, tokens.endings(tok)))
     ids = ids[: ends[0]] if len(ends) else ids
     raw = b"".join(table.spelling[i] for i in ids.tolist())
     text = raw.decode(errors="replace")

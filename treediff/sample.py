@@ -200,7 +200,7 @@ def prompt_ids(cfg: Config, tok: PreTrainedTokenizerFast, problem: str) -> tuple
 def answer_text(tok: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
     """The text of an answer up to its first EOS or end of turn."""
     table = tokens.byte_table(tok)
-    ends = {tok.eos_token_id, tok.get_vocab().get("<|eot_id|>")}
+    ends = tokens.endings(tok)
     out = []
     for i in ids:
         if i in ends:
@@ -289,7 +289,7 @@ def sampled(cfg: Config, benchmark: str, length: int) -> Path:
         steps=length // cfg.tokens_per_step,
         block_length=cfg.block_length,
         temperature=cfg.temperature,
-        suppressed=_endings(tok) if cfg.eos_suppression else (),
+        suppressed=tokens.endings(tok) if cfg.eos_suppression else (),
         seed=cfg.seed,
     )
     prompts = {i: prompt_ids(cfg, tok, p["prompt"]) for i, p in todo.items()}
@@ -318,12 +318,6 @@ def sampled(cfg: Config, benchmark: str, length: int) -> Path:
                 os.fsync(file.fileno())
     write_json(path.with_suffix(".provenance.json"), provenance(settings=mine, problems=len(problems)))
     return path
-
-
-def _endings(tok: PreTrainedTokenizerFast) -> tuple[int, ...]:
-    """EOS and, where there is one, the end-of-turn token."""
-    eot = tok.get_vocab().get("<|eot_id|>")
-    return tuple(i for i in (tok.eos_token_id, eot) if i is not None)
 
 
 def _kept(path: Path, mine: dict[str, Any]) -> set[str]:

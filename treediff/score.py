@@ -207,6 +207,7 @@ def score(
         found = read_json(out)
         if found.get("settings") == settings and list(found.get("tasks", ())) == tasks:
             log.info("%s: already scored, reused.", out)
+            out.with_name(f".{out.name}.journal").unlink(missing_ok=True)
             return found
     workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(programs)))
     oracle = _oracle(benchmark, problems, data_hash, workers, list(without))
@@ -333,9 +334,9 @@ def _judged(
     done: queue.SimpleQueue[tuple[str | None, Any]] = queue.SimpleQueue()
     for job in jobs:
         todo.put(job)
-    stop = threading.Event()
+    stop, judges = threading.Event(), []
     threads = [
-        threading.Thread(target=_serve, args=(todo, done, stop, without), daemon=True)
+        threading.Thread(target=_serve, args=(todo, done, stop, judges, without), daemon=True)
         for _ in range(min(workers, len(jobs)))
     ]
     for thread in threads:
@@ -357,11 +358,15 @@ def _judged(
                 yield task, result
     finally:
         stop.set()
+        for judge in judges if left else ():  # interrupted: do not wait for the programs that run
+            judge.process.kill()
         for thread in threads:
             thread.join()
 
 
-def _serve(todo: queue.SimpleQueue, done: queue.SimpleQueue, stop: threading.Event, without: list[str]) -> None:
+def _serve(
+    todo: queue.SimpleQueue, done: queue.SimpleQueue, stop: threading.Event, judges: list[_Judge], without: list[str]
+) -> None:
     """One worker: a judge, and another when it dies."""
     judge = None
     try:
@@ -370,22 +375,24 @@ def _serve(todo: queue.SimpleQueue, done: queue.SimpleQueue, stop: threading.Eve
                 task, header, oracle = todo.get_nowait()
             except queue.Empty:
                 return
-            for attempt in (1, 2, 3):
-                judge = judge or _Judge(without)
-                if attempt == 1:
+            for _ in range(2):
+                if judge is None:
+                    judge = _Judge(without)
+                    judges.append(judge)
                     done.put((None, judge.layers))
-                result = judge.ask(header, oracle, stop)
-                if result is None:  # it hung or died over this answer
+                result = judge.ask(header, oracle)
+                if result is None and stop.is_set():
+                    return
+                if result is None:  # it hung or died: over this answer, unless another judge does not
                     judge.close()
                     judge = None
-                    result = (
-                        {"error": "its answer could not be compared"}
-                        if header.get("record")
-                        else _verdicts("fail", "killed: the answer could not be compared")
-                    )
-                if "broken" not in result:
+                elif "broken" not in result:
                     break
-            else:
+            if result is None:
+                why = "killed: the answer could not be compared"
+                result = {"base": "fail", "plus": "fail", "reason": why, "seconds": 0.0}
+                result = {"error": why} if header.get("record") else result
+            if "broken" in result:
                 raise RuntimeError(f"sandbox: a program's process cannot be set up ({result['broken']})")
             done.put((task, result))
     except BaseException as e:
@@ -395,10 +402,6 @@ def _serve(todo: queue.SimpleQueue, done: queue.SimpleQueue, stop: threading.Eve
             judge.close()
 
 
-def _verdicts(status: str, reason: str) -> dict:
-    return {"base": status, "plus": status, "reason": reason, "seconds": 0.0}
-
-
 class _Judge:
     """The caller's end of a judge process."""
 
@@ -406,7 +409,7 @@ class _Judge:
         root = str(Path(__file__).resolve().parents[1])
         keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "TMPDIR", "LANG")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "treediff.score", json.dumps(without)],
+            [sys.executable, "-m", "treediff.score", json.dumps(without), str(GIVE_UP)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**keep, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
@@ -418,7 +421,7 @@ class _Judge:
             raise RuntimeError("score: the judge did not start; its message is above.")
         self.layers: dict[str, str] = json.loads(hello)
 
-    def ask(self, header: dict, oracle: bytes, stop: threading.Event) -> dict | None:
+    def ask(self, header: dict, oracle: bytes) -> dict | None:
         """The judge's result, or None if it died or hung."""
         seconds = 3600.0 if header.get("record") else 4 * (2 * MOST_SECONDS + GIVE_UP)
         watch = threading.Timer(seconds, self.process.kill)
@@ -429,8 +432,6 @@ class _Judge:
             self.process.stdin.flush()
             return json.loads(self.process.stdout.readline())
         except (OSError, ValueError):
-            if stop.is_set():
-                raise
             return None
         finally:
             watch.cancel()
@@ -657,4 +658,5 @@ def agrees(kind: str, entry: str, inp: Any, out: Any, exp: Any, atol: float) -> 
 
 
 if __name__ == "__main__":
+    GIVE_UP = float(sys.argv[2])
     _judge(json.loads(sys.argv[1]))

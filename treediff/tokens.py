@@ -45,6 +45,7 @@ CHAT_TEMPLATE = (
 )
 """LLaDA's chat template: it always ends with an open assistant header."""
 
+END_OF_TURN = "<|eot_id|>"
 MASK_TOKENS = ("<|mdm_mask|>", "<|mask|>", "<mask>", "[MASK]")
 
 
@@ -154,6 +155,12 @@ def _byte_alphabet() -> dict[str, int]:
     plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [b for b in range(256) if b not in plain]
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
+
+
+def endings(tok: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """The tokens that end an answer: EOS and, where there is one, the end of a turn."""
+    turn = tok.backend_tokenizer.token_to_id(END_OF_TURN)
+    return (tok.eos_token_id,) if turn is None else (tok.eos_token_id, turn)
 
 
 def encode(tok: PreTrainedTokenizerFast, text: str, special: bool = False) -> tuple[np.ndarray, np.ndarray]:

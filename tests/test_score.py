@@ -1,0 +1,408 @@
+"""Verdicts, ledgers, bad input and what is left after a kill."""
+
+import gzip
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from treediff import score
+from treediff.config import UserError
+
+ADD = {
+    "prompt": "def add(a, b):\n",
+    "entry_point": "add",
+    "canonical_solution": "    return a + b\n",
+    "base_input": [[1, 2], [3, 4]],
+    "plus_input": [[-1, 1], ["a", "b"]],
+    "atol": 0,
+}
+RIGHT, WRONG = "    return a + b\n", "    return a - b\n"
+
+
+@pytest.fixture
+def bench(tmp_path, runs):
+    """A benchmark of ten tasks, and a function that scores programs on it."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({**ADD, "task_id": f"TinyCode/{i}"}) + "\n" for i in range(10)))
+
+    def run(rows, out="ledger.json", **options):
+        samples = tmp_path / "samples.jsonl"
+        if isinstance(rows, dict):
+            rows = [{"task_id": f"TinyCode/{i}", "completion": program} for i, program in rows.items()]
+        samples.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+        return score.score("tinycode", data, samples, tmp_path / out, workers=2, **options)
+
+    run.data, run.out, run.samples = data, tmp_path / "ledger.json", tmp_path / "samples.jsonl"
+    return run
+
+
+# --- verdicts -------------------------------------------------------------------------------------------------------
+
+FILES = {"humaneval": "HumanEvalPlus-v0.1.10.jsonl.gz", "mbpp": "MbppPlus-v0.2.0.jsonl.gz"}
+OFFICIAL = {"humaneval": (164, 72, 60), "mbpp": (378, 267, 225)}
+# EvalPlus fails this right program where its own process has grown past its limit of 4 GiB of address space: the
+# program's 101 nested calls then die with `SystemError: error return without exception set`. Alone, it passes there.
+STARVED = "Mbpp/566"
+
+
+def official(shared: Path, benchmark: str) -> dict[str, list[str]]:
+    verdicts = json.loads((shared / "data/completions/verdicts.json").read_text())
+    return verdicts[f"{benchmark}-qwen2.5-coder-1.5b-base"]["status"]
+
+
+def differing(ledger: dict, status: dict[str, list[str]]) -> list[str]:
+    """Tasks with another verdict than the official one, but for time-outs, which depend on the machine."""
+    odd = [
+        t
+        for t, row in ledger["tasks"].items()
+        if [row["base"] == "pass", row["plus"] == "pass"] != [s == "pass" for s in status[t]]
+    ]
+    slow = [t for t in odd if ledger["tasks"][t]["reason"].startswith("time-out") or ledger["tasks"][t]["seconds"] > 20]
+    return sorted(set(odd) - set(slow) - {STARVED})
+
+
+@pytest.mark.parametrize("benchmark", FILES)
+def test_verdicts_of_some_real_programs(benchmark, shared, tmp_path, runs):
+    """Every fourth task that is quick; the slow tests take all."""
+    slow = {"Mbpp/255", "Mbpp/599", "Mbpp/392", "Mbpp/271", "Mbpp/603", "HumanEval/139", "HumanEval/15"}
+    rows = gzip.decompress((shared / "data/benchmarks" / FILES[benchmark]).read_bytes()).splitlines()
+    rows = [r for r in rows[::4] if json.loads(r)["task_id"] not in slow]
+    data, out = tmp_path / "data.jsonl.gz", tmp_path / "ledger.json"
+    data.write_bytes(gzip.compress(b"\n".join(rows)))
+    samples = shared / f"data/completions/{benchmark}-qwen2.5-coder-1.5b.jsonl"
+    ledger = score.score(benchmark, data, samples, out)
+    assert len(ledger["tasks"]) == len(rows)
+    assert differing(ledger, official(shared, benchmark)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("benchmark", FILES)
+def test_verdicts_of_all_real_programs_twice(benchmark, shared, tmp_path, runs):
+    data = shared / "data/benchmarks" / FILES[benchmark]
+    samples = shared / f"data/completions/{benchmark}-qwen2.5-coder-1.5b.jsonl"
+    ledgers = [score.score(benchmark, data, samples, tmp_path / f"{i}.json") for i in range(2)]
+    for ledger in ledgers:
+        counts = score.passes(ledger)
+        n, base, plus = OFFICIAL[benchmark]
+        assert (counts["n"], counts["base"]) == (n, base)
+        assert plus <= counts["plus"] <= plus + 2
+        assert differing(ledger, official(shared, benchmark)) == []
+        assert ledger["settings"]["data_release"] == FILES[benchmark].replace("-", " ").removesuffix(".jsonl.gz")
+    kinds = [{t: (r["base"], r["plus"], r["reason"]) for t, r in ledger["tasks"].items()} for ledger in ledgers]
+    odd = [t for t in kinds[0] if kinds[0][t] != kinds[1][t] and "time-out" not in kinds[0][t][2] + kinds[1][t][2]]
+    assert odd == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("benchmark", FILES)
+def test_all_canonical_solutions_pass(benchmark, shared, tmp_path, runs):
+    data = shared / "data/benchmarks" / FILES[benchmark]
+    problems, _ = score.load_benchmark(benchmark, data)
+    samples = tmp_path / "samples.jsonl"
+    with samples.open("w") as file:
+        for task, p in problems.items():
+            file.write(json.dumps({"task_id": task, "solution": p["prompt"] + p["canonical_solution"]}) + "\n")
+    ledger = score.score(benchmark, data, samples, tmp_path / "ledger.json")
+    assert {t: r for t, r in ledger["tasks"].items() if (r["base"], r["plus"]) != ("pass", "pass")} == {}
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 3),
+    st.sampled_from([0.5, 1.0, 1 + 1e-7, 1 + 1e-4, 2.0, float("nan"), float("inf")]),
+)
+VALUES = st.recursive(
+    SCALARS | st.sampled_from(["", "a", "1"]), lambda s: st.lists(s, max_size=3) | st.tuples(s, s), max_leaves=4
+)
+ENTRIES = [
+    ("humaneval", "f"),
+    ("humaneval", "find_zero"),
+    ("mbpp", "f"),
+    ("mbpp", "are_equivalent"),
+    ("mbpp", "sum_div"),
+    ("mbpp", "surface_Area"),
+    ("mbpp", "digit_distance_nums"),
+    ("mbpp", "similar_elements"),
+    ("mbpp", "check_str"),
+]
+
+
+@given(
+    st.sampled_from(ENTRIES),
+    st.lists(st.tuples(VALUES, VALUES) | VALUES.map(lambda v: (v, v)), min_size=1, max_size=3),
+    st.sampled_from([0, 1e-6, 1e-4]),
+)
+@settings(max_examples=400, deadline=None)
+def test_comparison_is_evalplus_own(which, pairs, atol):
+    """Against EvalPlus's own `unsafe_execute`, its guard and folders put aside."""
+    import builtins
+
+    import evalplus.eval as theirs
+
+    kind, entry = which
+    inputs = [[3, 4]] * len(pairs) if entry in ("surface_Area", "digit_distance_nums") else [[[1, 2]]] * len(pairs)
+    builtins.outputs = iter([out for out, _ in pairs])
+    status, done, progress = SimpleNamespace(value=3), [False] * len(pairs), SimpleNamespace(value=0)
+    code = f"import builtins\ndef {entry}(*a): return next(builtins.outputs)"
+    guard, folder = theirs.reliability_guard, theirs.create_tempdir
+    theirs.reliability_guard, theirs.create_tempdir = lambda **_: None, nullcontext
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = [exp for _, exp in pairs]
+            theirs.unsafe_execute(
+                kind, entry, code, inputs, expected, [5] * len(pairs), atol, True, status, done, progress
+            )
+            ours = []
+            for (out, exp), inp in zip(pairs, inputs, strict=True):
+                same, atol = score.agrees(kind, entry, inp, out, exp, atol)
+                ours.append(same)
+                if not same:
+                    break
+    finally:
+        theirs.reliability_guard, theirs.create_tempdir = guard, folder
+        del builtins.outputs
+    if entry == "find_zero":  # EvalPlus runs through, but counts no test of it as passed
+        assert (status.value == theirs._SUCCESS) == all(ours)
+    else:
+        assert [bool(d) for d in done[: progress.value]] == ours
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "reason"),
+    [
+        (RIGHT, "pass", ""),
+        (WRONG, "fail", "wrong answer: base test 0: add(1, 2) gave -1, expected 3"),
+        ("    return [a + b]\n", "fail", "wrong answer: base test 0: add(1, 2) gave [3], expected 3"),
+        ("    return (\n", "fail", "syntax: SyntaxError: "),
+        ("  return a\n return b\n", "fail", "syntax: IndentationError: "),
+        ("    return a / 0\n", "fail", "exception: ZeroDivisionError: division by zero, in base test 0: add(1, 2)"),
+        ("    return a + c\n", "fail", "exception: NameError: name 'c' is not defined, in base test 0"),
+        ("    pass\nraise ValueError('no')\n", "fail", "exception: ValueError: no, in the definition"),
+        ("    pass\ndel add\n", "fail", "exception: KeyError: 'add', in the definition"),
+        ("    while True: pass\n", "fail", "time-out: base test 0: add(1, 2) took more than 1 s"),
+        ("    return [0] * (1 << 40)\n", "fail", "memory: in base test 0: add(1, 2)"),
+        ("    import os; os._exit(3)\n", "fail", "killed: the program ended its own process (exit code 3)"),
+        ("    import signal; signal.raise_signal(6)\n", "fail", "killed: by SIGABRT, in base test 0"),
+        (
+            "    while True:\n     try:\n      while True: pass\n     except BaseException: pass\n",
+            "timeout",
+            "time-out: base",
+        ),
+        ("    import sys; sys.exit()\n", "fail", "exception: SystemExit: "),
+        ("    return '\\ud800{}'\n", "fail", "wrong answer: base test 0: add(1, 2) gave '\\ud800{}', expected 3"),
+    ],
+)
+def test_reasons(program, status, reason, bench):
+    row = bench({0: program})["tasks"]["TinyCode/0"]
+    assert (row["base"], row["plus"]) == (status, status)
+    assert row["reason"].startswith(reason)
+    assert row["seconds"] >= 0
+
+
+def test_plus_has_its_own_verdict(bench):
+    ledger = bench({0: "    return b + a\n", 1: RIGHT, 2: WRONG})
+    row = ledger["tasks"]["TinyCode/0"]
+    assert (row["base"], row["plus"]) == ("pass", "fail")
+    assert row["reason"] == "wrong answer: plus test 1: add('a', 'b') gave 'ba', expected 'ab'"
+    assert score.passes(ledger) == {"n": 3, "base": 2, "plus": 1}
+
+
+def test_the_ledger(bench):
+    ledger = bench([{"task_id": "TinyCode/3", "solution": "def add(a, b): return a + b"}])
+    assert json.loads(bench.out.read_text()) == ledger
+    assert ledger["benchmark"] == "tinycode"
+    wanted = {"samples": 1, "tasks_in_benchmark": 10, "limited": False, "data_release": None, "evalplus": "0.3.1"}
+    assert wanted.items() <= ledger["settings"].items()
+    assert set(ledger["sandbox"]) == {"processes", "network", "files", "user", "landlock", "seccomp"}
+    assert not list(bench.out.parent.glob(".*"))
+
+
+def test_limit_to(bench):
+    ledger = bench(dict.fromkeys(range(5), RIGHT), limit_to=["TinyCode/4", "TinyCode/1"])
+    assert list(ledger["tasks"]) == ["TinyCode/1", "TinyCode/4"]
+    with pytest.raises(UserError, match="no task 'TinyCode/77'"):
+        bench({0: RIGHT}, limit_to=["TinyCode/77"])
+
+
+def test_a_big_process_scores_as_a_small_one(bench):
+    """EvalPlus limits the address space of a fork of its caller: from a training process right programs fail."""
+    import mmap
+
+    with mmap.mmap(-1, 6 << 30):
+        assert bench({0: RIGHT})["tasks"]["TinyCode/0"]["plus"] == "pass"
+
+
+# --- reuse and resume -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """The tasks of each call to the judges."""
+    calls = []
+    real = score._judged
+
+    def spy(jobs, *args):
+        calls.append(sorted(job[0] for job in jobs if not job[1].get("record")))
+        yield from real(jobs, *args)
+
+    monkeypatch.setattr(score, "_judged", spy)
+    return calls
+
+
+def test_a_finished_ledger_is_reused_only_for_the_same_samples(bench, judged):
+    first = bench({0: RIGHT, 1: WRONG})
+    judged.clear()
+    assert bench({0: RIGHT, 1: WRONG}) == first
+    assert judged == []
+    assert bench({0: RIGHT, 1: RIGHT})["tasks"]["TinyCode/1"]["base"] == "pass"
+    assert judged == [["TinyCode/0", "TinyCode/1"]]
+    rows = bench.data.read_text().replace("return a + b", "return b + a", 1)
+    bench.data.write_text(rows)
+    judged.clear()
+    bench({0: RIGHT, 1: RIGHT})
+    assert judged[-1] == ["TinyCode/0", "TinyCode/1"]
+
+
+def test_killed_scoring_goes_on(bench, judged, tmp_path):
+    """After kill -9 nothing is lost, nothing is scored twice, no process and no half ledger is left."""
+    slow = {i: f"    import time; time.sleep(0.4)\n    return a + b + {i} * 0\n" for i in range(10)}
+    bench({0: RIGHT}, out="other.json")  # the expected outputs
+    rows = [json.dumps({"task_id": f"TinyCode/{i}", "completion": p}) for i, p in slow.items()]
+    bench.samples.write_text("\n".join(rows))
+    code = "import sys, pathlib as p; from treediff import score; a = [p.Path(x) for x in sys.argv[1:]]\n"
+    code += "score.score('tinycode', *a, workers=2)"
+    root = str(Path(score.__file__).parents[1])
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, bench.data, bench.samples, bench.out], env={**os.environ, "PYTHONPATH": root}
+    )
+    journal = bench.out.with_name(".ledger.json.journal")
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and journal.read_bytes().count(b"\n") >= 4) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not bench.out.exists()
+    lines = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join(lines[:-1]) + b"\n" + lines[-1][:20])  # the last line cut short
+    kept = len([line for line in lines[:-1] if b'"base"' in line])
+    judged.clear()
+    ledger = bench(slow)
+    assert [r["plus"] for r in ledger["tasks"].values()] == ["fail"] * 10  # strings have no + 0
+    assert len(judged[0]) == 10 - kept
+    assert not journal.exists()
+
+
+def test_two_scorings_of_one_ledger(bench):
+    import fcntl
+
+    bench({0: RIGHT}, out="other.json")
+    with bench.out.with_name(".ledger.json.journal").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another scoring is writing this ledger"):
+            bench({0: RIGHT})
+
+
+def test_interrupt_ends_at_once(bench, monkeypatch):
+    bench({0: RIGHT}, out="other.json")
+    handler = signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    signal.setitimer(signal.ITIMER_REAL, 1.5)
+    start = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            bench(dict.fromkeys(range(4), "    pass\nimport time; time.sleep(50)\n"))
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    assert time.monotonic() - start < 8
+    assert not bench.out.exists()
+    assert not multiprocessing.active_children()
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["{"], r"samples.jsonl, row 1: not a line of JSON"),
+        (["[1]"], r"samples.jsonl, row 1: not a JSON object"),
+        (["", '{"completion": "x"}'], r"samples.jsonl, row 2: the benchmark has no task None"),
+        ([{"task_id": "HumanEval/1", "completion": "x"}], r"row 1: the benchmark has no task 'HumanEval/1'"),
+        ([{"task_id": "TinyCode/1"}], r"row 1: completion is missing"),
+        ([{"task_id": "TinyCode/1", "solution": ["x"]}], r"row 1: solution is missing or no text"),
+        ([{"task_id": "TinyCode/1", "completion": "x"}] * 2, r"row 2: task TinyCode/1 has a sample already"),
+        ([], r"there is no sample"),
+        ([{"task_id": "TinyCode/99", "completion": "x"}], r"there is no sample of this benchmark"),
+    ],
+)
+def test_bad_samples(rows, message, bench):
+    with pytest.raises(UserError, match=message):
+        bench(rows)
+    assert not bench.out.exists()
+
+
+def test_tasks_that_a_release_has_dropped_are_left_out(bench):
+    ledger = bench([{"task_id": "TinyCode/99", "completion": "x"}, {"task_id": "TinyCode/1", "completion": RIGHT}])
+    assert list(ledger["tasks"]) == ["TinyCode/1"]
+    assert ledger["settings"]["samples_of_unknown_tasks"] == 1
+
+
+def test_samples_not_in_utf8(bench):
+    bench({0: RIGHT})
+    bench.samples.write_bytes(b'{"task_id": "TinyCode/1", "completion": "\xff"}\n')
+    with pytest.raises(UserError, match="row 1: not a line of JSON"):
+        score.score("tinycode", bench.data, bench.samples, bench.out)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base_input": []}, "row 1: base_input is empty"),
+        ({"entry_point": None}, "row 1: entry_point is missing"),
+        ({"canonical_solution": "    return 1 / 0\n"}, "task TinyCode/0: its own solution fails .*ZeroDivisionError"),
+        ({"canonical_solution": "    return (\n"}, "task TinyCode/0: its own solution fails .*SyntaxError"),
+    ],
+)
+def test_bad_data(change, message, bench):
+    bench.data.write_text(json.dumps({**ADD, "task_id": "TinyCode/0", **change}))
+    with pytest.raises(UserError, match=message):
+        bench({0: RIGHT})
+    assert not bench.out.exists()
+
+
+def test_missing_files(tmp_path, bench):
+    with pytest.raises(UserError, match=r"nothing.jsonl: cannot be read"):
+        score.load_benchmark("tinycode", tmp_path / "nothing.jsonl")
+    with pytest.raises(UserError, match=r"cannot be read"):
+        score.load_benchmark("tinycode", tmp_path)
+    (tmp_path / "broken.gz").write_bytes(gzip.compress(b"{}" * 100)[:30])
+    with pytest.raises(UserError, match=r"broken.gz: cannot be read"):
+        score.load_benchmark("humaneval", tmp_path / "broken.gz")
+    with pytest.raises(UserError, match="tinycode has no download"):
+        score.load_benchmark("tinycode")
+    with pytest.raises(UserError, match="no 'codeforces'; choose"):
+        score.load_benchmark("codeforces")
+
+
+def test_no_network(monkeypatch):
+    from evalplus.data import humaneval
+
+    def fail():
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(humaneval, "_ready_human_eval_plus_path", fail)
+    with pytest.raises(UserError, match="could not download humaneval .*give its .jsonl.gz file with --data"):
+        score.load_benchmark("humaneval")
