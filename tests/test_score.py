@@ -75,10 +75,10 @@ def differing(ledger: dict, status: dict[str, list[str]]) -> list[str]:
 
 @pytest.mark.parametrize("benchmark", FILES)
 def test_verdicts_of_some_real_programs(benchmark, shared, tmp_path, runs):
-    """Every fourth task that is quick; the slow tests take all."""
+    """Every eighth task that is quick; the slow tests take all."""
     slow = {"Mbpp/255", "Mbpp/599", "Mbpp/392", "Mbpp/271", "Mbpp/603", "HumanEval/139", "HumanEval/15"}
     rows = gzip.decompress((shared / "data/benchmarks" / FILES[benchmark]).read_bytes()).splitlines()
-    rows = [r for r in rows[::4] if json.loads(r)["task_id"] not in slow]
+    rows = [r for r in rows[::8] if json.loads(r)["task_id"] not in slow]
     data, out = tmp_path / "data.jsonl.gz", tmp_path / "ledger.json"
     data.write_bytes(gzip.compress(b"\n".join(rows)))
     samples = shared / f"data/completions/{benchmark}-qwen2.5-coder-1.5b.jsonl"
@@ -196,9 +196,9 @@ def test_comparison_is_evalplus_own(which, pairs, atol):
         ("    while True: pass\n", "fail", "time-out: base test 0: add(1, 2) took more than 1 s"),
         ("    return [0] * (1 << 40)\n", "fail", "memory: in base test 0: add(1, 2)"),
         ("    import os; os._exit(3)\n", "fail", "killed: the program ended its own process (exit code 3)"),
-        ("    import signal; signal.raise_signal(6)\n", "fail", "killed: by SIGABRT, in base test 0"),
+        ("    import ctypes; ctypes.string_at(0)\n", "fail", "killed: by SIGSEGV, in base test 0"),
         (
-            "    while True:\n     try:\n      while True: pass\n     except BaseException: pass\n",
+            "    while True:\n     try:\n      while True: sum(range(99))\n     except BaseException: pass\n",
             "timeout",
             "time-out: base",
         ),
@@ -279,7 +279,7 @@ def test_a_finished_ledger_is_reused_only_for_the_same_samples(bench, judged):
 
 def test_killed_scoring_goes_on(bench, judged, tmp_path):
     """After kill -9 nothing is lost, nothing is scored twice, no process and no half ledger is left."""
-    slow = {i: f"    import time; time.sleep(0.4)\n    return a + b + {i} * 0\n" for i in range(10)}
+    slow = {i: f"    import time; time.sleep(0.15)\n    return a + b + {i} * 0\n" for i in range(10)}
     bench({0: RIGHT}, out="other.json")  # the expected outputs
     rows = [json.dumps({"task_id": f"TinyCode/{i}", "completion": p}) for i, p in slow.items()]
     bench.samples.write_text("\n".join(rows))
@@ -388,7 +388,7 @@ def test_missing_files(tmp_path, bench):
         score.load_benchmark("tinycode", tmp_path / "nothing.jsonl")
     with pytest.raises(UserError, match=r"cannot be read"):
         score.load_benchmark("tinycode", tmp_path)
-    (tmp_path / "broken.gz").write_bytes(gzip.compress(b"{}" * 100)[:30])
+    (tmp_path / "broken.gz").write_bytes(gzip.compress(b"{}" * 100)[:15])
     with pytest.raises(UserError, match=r"broken.gz: cannot be read"):
         score.load_benchmark("humaneval", tmp_path / "broken.gz")
     with pytest.raises(UserError, match="tinycode has no download"):
@@ -404,5 +404,5 @@ def test_no_network(monkeypatch):
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(humaneval, "_ready_human_eval_plus_path", fail)
-    with pytest.raises(UserError, match="could not download humaneval .*give its .jsonl.gz file with --data"):
+    with pytest.raises(UserError, match=r"could not download humaneval .*give its .jsonl.gz file with --data"):
         score.load_benchmark("humaneval")
