@@ -43,7 +43,7 @@ def test_annotate_prints_the_source_in_colour(tmp_path):
         (("train", "--seed"), "seed: no value is given"),
         (("train", "seed"), "seed: not understood"),
         (("score", "--benchmark", "mbpp"), "--samples: needed together"),
-        (("prepare", "--data", "{tmp}/none.jsonl"), "none.jsonl: cannot be read"),
+        (("prepare", "--data", "{tmp}/none.jsonl", "--tokenizer", "train"), "none.jsonl: cannot be read"),
         (("train", "--preset", "paper", "--tokenizer", "{tmp}"), "neither a tokenizer folder"),
     ],
 )
@@ -71,7 +71,6 @@ def test_prepare_reports_what_it_dropped(shared, tmp_path):
         shared / "tokenizers/llada_standin_8k",
         "--out",
         tmp_path / "d",
-        "--preset=paper",
         TREEDIFF_RUNS=str(tmp_path / "runs"),
     )
     assert done.returncode == 0, done.stderr

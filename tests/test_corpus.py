@@ -110,6 +110,19 @@ def test_prepare_counts_and_reopens(tok, runs, tmp_path):
     assert corpus.stats(cfg)["rows"]["kept"] == 1  # a changed file is another data set
 
 
+def test_a_folder_of_another_data_set_is_refused(tok, runs, tmp_path):
+    (tmp_path / "d.jsonl").write_text(json.dumps(row()) + "\n")
+    cfg = prepare(tmp_path / "d.jsonl", tok)
+    corpus.prepared(cfg, tmp_path / "out")
+    corpus.prepared(cfg, tmp_path / "out")
+    with pytest.raises(UserError, match="made from other data or switches"):
+        corpus.prepared(cfg.but(max_length=999), tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="not empty"):
+        corpus.prepared(cfg, tmp_path / "mine")
+
+
 def test_parquet_is_read_like_jsonl(tok, runs, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq

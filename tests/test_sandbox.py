@@ -176,10 +176,13 @@ def f(x): raise E
     "not a number": "def f(x): return float('nan')",
     "time-out caught": """
 def f(x):
-    while True:
+    n = 0
+    while n < 10 ** 7:
         try:
-            while True: sum(range(99))
-        except BaseException: break
+            while n < 10 ** 7:
+                n += 1
+                sum(range(99))
+        except BaseException: pass
     return x * x * 7 + 3
 """,
     "time-out ignored": """
@@ -187,7 +190,8 @@ import signal, time
 def f(x):
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
-    time.sleep(60)
+    end = time.monotonic() + 60
+    while time.monotonic() < end: pass
     return x * x * 7 + 3
 """,
     "time-out in the definition": "while True: pass",
@@ -240,13 +244,22 @@ def brisk(monkeypatch):
 
 
 @pytest.mark.parametrize("which", ["full", "bare"])
-@pytest.mark.parametrize("attack", VERDICT)
+@pytest.mark.parametrize("attack", [a for a in VERDICT if a != "time-out ignored"])
 def test_no_pass_by_tampering(attack, which, request):
     box = request.getfixturevalue(which)
     status, reason = verdict(box, VERDICT[attack])
     assert status != "pass"
     assert reason
     assert verdict(box, RIGHT) == ("pass", "")  # and the next program is not worse off
+
+
+def test_a_program_that_must_be_killed_is_a_time_out(full):
+    """As in EvalPlus: its own timer makes a failure, and only the end of all its time a time-out."""
+    assert verdict(full, VERDICT["time-out ignored"]) == ("timeout", "time-out: base test 0: killed after 2.9 s")
+    assert verdict(full, "def f(x):\n  while True: pass") == (
+        "fail",
+        "time-out: base test 0: f(2) took more than 0.3 s",
+    )
 
 
 def test_inputs_changed_in_place_do_not_move_the_goal(full):

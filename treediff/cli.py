@@ -20,16 +20,16 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="treediff", description=__doc__.split("\n\n")[0], allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str, presets: bool = True) -> argparse.ArgumentParser:
+    def command(name: str, text: str, preset: str = "tiny") -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        if presets:
-            sub.add_argument("--preset", default="tiny", help=", ".join(PRESETS))
-            sub.epilog = "Any switch of `treediff switches` may be given as --name value."
+        sub.add_argument("--preset", default=preset, help=f"{', '.join(PRESETS)}; by default {preset}")
+        sub.epilog = "Any switch of `treediff switches` may be given as --name value."
         return sub
 
     sub = command("annotate", "print a source file coloured by tier")
     sub.add_argument("file", type=Path)
-    sub = command("prepare", "encode a data set and report how many rows were dropped for which reason")
+    # Data and a tokenizer are given, so the paper's lengths apply.
+    sub = command("prepare", "encode a data set and report how many rows were dropped for which reason", "paper")
     sub.add_argument("--out", type=Path, help="folder of the data set; without it, under runs/<preset>/data")
     command("train", "train one run, and the backbone and data that it needs")
     command("sample", "sample the benchmarks from one run, training it first if need be")

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import tempfile
 import typing
 from collections.abc import Iterator, Mapping
@@ -457,23 +458,12 @@ def whole(path: Path) -> Iterator[Path]:
     spot = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         yield spot / path.name
-        with (spot / path.name).open("rb") if (spot / path.name).is_file() else _nothing() as file:
-            if file:
+        if (spot / path.name).is_file():
+            with (spot / path.name).open("rb") as file:
                 os.fsync(file.fileno())
         os.replace(spot / path.name, path)
     finally:
-        _remove(spot)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield None
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(spot, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

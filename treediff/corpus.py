@@ -237,7 +237,11 @@ def prepared(cfg: Config, out: Path | None = None) -> datasets.Dataset:
 
     folder = out or data_folder(cfg)
     if not (folder / "stats.json").exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder}: not empty, and no data set of ours; name another folder.")
         _prepare(cfg, folder)
+    elif read_json(folder / "stats.json")["fingerprint"] != data_fingerprint(cfg):
+        raise UserError(f"{folder}: holds a data set made from other data or switches; name another folder.")
     return datasets.load_from_disk(str(folder)).with_format("numpy")
 
 
@@ -317,6 +321,7 @@ def _prepare(cfg: Config, folder: Path) -> None:
         write_json(
             spot / "stats.json",
             {
+                "fingerprint": data_fingerprint(cfg),
                 "data": cfg.data,
                 "tokenizer": tokenizer_folder(cfg),
                 "rows": {"read": counts["read"], "kept": counts["kept"], "dropped": dict(dropped.most_common())},
