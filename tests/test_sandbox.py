@@ -177,9 +177,9 @@ def f(x): raise E
     "time-out caught": """
 def f(x):
     n = 0
-    while n < 10 ** 7:
+    while n < 10 ** 6 * 4:
         try:
-            while n < 10 ** 7:
+            while n < 10 ** 6 * 4:
                 n += 1
                 sum(range(99))
         except BaseException: pass
@@ -241,6 +241,7 @@ def walled():
 def brisk(monkeypatch):
     """Time limits short enough to test them."""
     monkeypatch.setattr(score, "MIN_SECONDS", 0.3)
+    monkeypatch.setattr(score, "SLACK", 0.5)
 
 
 @pytest.mark.parametrize("which", ["full", "bare"])
@@ -255,7 +256,7 @@ def test_no_pass_by_tampering(attack, which, request):
 
 def test_a_program_that_must_be_killed_is_a_time_out(full):
     """As in EvalPlus: its own timer makes a failure, and only the end of all its time a time-out."""
-    assert verdict(full, VERDICT["time-out ignored"]) == ("timeout", "time-out: base test 0: killed after 2.9 s")
+    assert verdict(full, VERDICT["time-out ignored"]) == ("timeout", "time-out: base test 0: killed after 1.4 s")
     assert verdict(full, "def f(x):\n  while True: pass") == (
         "fail",
         "time-out: base test 0: f(2) took more than 0.3 s",
@@ -636,7 +637,7 @@ def test_without_root_too(tmp_path):
 
 def test_a_run_full_of_attacks_survives(tmp_path, runs, monkeypatch):
     """Every attack in one file, among honest programs: the ledger is whole and only the honest pass."""
-    monkeypatch.setattr(score, "GIVE_UP", 3.0)
+    monkeypatch.setattr(score, "GIVE_UP", 2.0)
     deadly = {
         "hash bomb": """
 import json, posix, struct

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from test_model import golden
 
 from treediff import model, tokens, train
-from treediff.config import resolve
+from treediff.config import UserError, resolve
 
 CFG = resolve("paper")
 
@@ -95,6 +95,27 @@ def test_the_update_does_not_depend_on_the_layout(padding):
         assert (other - gradients[0]).abs().max() < 1e-6
 
 
+def test_recomputing_activations_changes_nothing():
+    cfg = CFG.but(micro_batch=4, accumulation=1, processes=1, lora_rank=4, lora_dropout=0.0)
+    gradients = []
+    for checkpointing in (False, True):
+        net = train.Denoiser(model.add_lora(model.load_backbone(str(golden("tiny/checkpoint"))), cfg)).train()
+        train.recompute(net.backbone) if checkpointing else None
+        b = batch(cfg)
+        net(b.noisy, b.ids, b.mask, b.weight, None)[0].backward()
+        gradients.append([p.grad for p in net.parameters() if p.grad is not None])
+    assert len(gradients[0]) == 2 * 7 * 2
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
+    lock = train._alone(tmp_path)
+    with pytest.raises(UserError, match="another process is training this run"):
+        train._alone(tmp_path)
+    lock.close()
+    train._alone(tmp_path).close()
+
+
 def test_strategies_see_the_same_rows_and_noise():
     batches = [
         batch(CFG.but(masking=m, micro_batch=8, accumulation=1, processes=1)) for m in ("random", "ast_span", "ast")
@@ -154,5 +175,5 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     sums[0, -1] = math.nan
     fake = SimpleNamespace(uid=torch.tensor([77]), p=torch.ones(1), ids=torch.zeros(1, 1))
     engine = SimpleNamespace(get_global_grad_norm=lambda: None)
-    with pytest.raises(train.UserError, match=r"loss is nan at step 12 .samples 77"):
+    with pytest.raises(UserError, match=r"loss is nan at step 12 .samples 77"):
         train.StepLog(cfg, 0).add(12, sums, 0.1, 0.1, engine, fake, 0.0)

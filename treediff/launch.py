@@ -53,7 +53,7 @@ def environment(cfg: Config) -> dict[str, str]:
     """The launcher's environment: on a CPU, one thread set per process and gloo on loopback."""
     import torch
 
-    env = dict(os.environ, TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1")
+    env = dict(os.environ, TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1", TREEDIFF_STARTER=str(os.getpid()))
     if not torch.cuda.is_available():
         threads = max(1, (os.cpu_count() or 1) // cfg.processes)
         env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo"}

@@ -43,6 +43,8 @@ RELEASES = {
 FIELDS = {"prompt": str, "entry_point": str, "canonical_solution": str, "base_input": list, "plus_input": list}
 MIN_SECONDS, TIME_FACTOR, MOST_SECONDS = 1.0, 4.0, 60.0
 """EvalPlus's time limits: a test gets max(1 s, 4 x the reference's time), a set of tests at most 60 s."""
+SLACK = 2.0
+"""What a program may take beyond its limits before it is killed from outside, as in EvalPlus [s]."""
 GIVE_UP = 10.0
 """What a judge may take to read and compare one answer before it is killed over it [s]."""
 PARTS = ("base", "plus")
@@ -535,8 +537,8 @@ def _run(box: Sandbox, program: str, oracle: dict, part: str) -> tuple[str, str]
     limits = [max(MIN_SECONDS, TIME_FACTOR * t) for t in tests["times"]]
     # What it takes to send an output is not the program's time; bulky outputs take seconds.
     extras = [TIME_FACTOR * t for t in tests["extras"]]
-    waits = [limit + extra + 2 for limit, extra in zip(limits, extras, strict=True)]
-    seconds = min(MOST_SECONDS, sum(limits)) + 2 + min(MOST_SECONDS, sum(extras))
+    waits = [limit + extra + SLACK for limit, extra in zip(limits, extras, strict=True)]
+    seconds = min(MOST_SECONDS, sum(limits)) + SLACK + min(MOST_SECONDS, sum(extras))
     as_set = kind == "mbpp" and entry in MBPP_OUTPUT_SET_EQ_TASKS
     atol, i = oracle["atol"], 0
     run = box.run(program, entry, inputs, limits, seconds=seconds, as_set=as_set, waits=waits)

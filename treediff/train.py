@@ -9,16 +9,18 @@ whatever the masking, the number of processes or the micro-batch. The loss is a 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
 import os
 import shutil
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -220,6 +222,11 @@ def network(cfg: Config, tok: Any) -> nn.Module:
     return model.add_lora(backbone, cfg) if cfg.lora_rank else backbone
 
 
+def recompute(net: nn.Module) -> None:
+    """Keep no activations inside the blocks: they are computed again in the backward pass."""
+    net.activation_checkpointing_enable({"use_reentrant": False})
+
+
 def backbone_folder(cfg: Config) -> str:
     """Where the run's backbone lies: `cfg.backbone`, or the model that the run `base` of this seed made."""
     return str(cfg.with_masking("base").run_dir / "model") if cfg.backbone == "pretrain" else cfg.backbone
@@ -261,8 +268,7 @@ def train(cfg: Config) -> None:
     total = total_steps(cfg, len(uids))
     net = network(cfg, tok)
     if cfg.gradient_checkpointing:
-        net.enable_input_require_grads() if cfg.lora_rank else None
-        net.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(net)
     denoiser = Denoiser(net.to(device)).train()
     engine, *_ = deepspeed.initialize(model=denoiser, optimizer=optimiser(cfg, denoiser), config=deepspeed_config(cfg))
     peaks = [g["lr"] for g in engine.optimizer.param_groups]
@@ -433,6 +439,27 @@ def _publish(cfg: Config, net: nn.Module) -> None:
         model.save_backbone(net, cfg.run_dir / "model")
 
 
+def _follow(starter: int) -> None:
+    """End this process when the one that started the run is gone: a killed notebook must not leave ranks behind."""
+
+    def watch() -> None:
+        while Path(f"/proc/{starter}").exists():
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _alone(run_dir: Path) -> IO[str]:
+    """The run's lock, held as long as the returned file is open. Raises UserError if another process holds it."""
+    lock = (run_dir / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{run_dir}: another process is training this run; wait for it, or end it.") from None
+    return lock
+
+
 def main() -> None:
     """Entry point of each process: `python -m treediff.train RUN_DIR` with the launcher's environment."""
     run_dir = Path(next(a for a in sys.argv[1:] if not a.startswith("--local_rank"))).resolve()
@@ -442,11 +469,18 @@ def main() -> None:
     rank = os.environ.get("RANK", "0")
     failure = run_dir / f"failure-rank{rank}.txt"
     failure.unlink(missing_ok=True)
+    if starter := os.environ.get("TREEDIFF_STARTER"):
+        _follow(int(starter))
+    lock = None
     try:
+        lock = _alone(run_dir) if rank == "0" else None
         train(resolve(**saved))
     except BaseException as e:  # recorded and raised again: the launcher would hide which rank it was
         failure.write_text(str(e) if isinstance(e, UserError) else traceback.format_exc())
         raise
+    finally:
+        if lock:
+            lock.close()
 
 
 if __name__ == "__main__":
