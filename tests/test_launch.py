@@ -1,7 +1,12 @@
 """Real training runs through the deepspeed launcher: two processes, ZeRO-2, a few steps."""
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -12,9 +17,9 @@ from treediff.config import UserError, resolve
 
 SHORT: dict = {
     "rows": 40,
-    "max_steps": 6,
+    "max_steps": 20,
     "micro_batch": 2,
-    "checkpoint_every": 2,
+    "checkpoint_every": 4,
     "d_model": 32,
     "n_layers": 2,
     "mlp_hidden": 48,
@@ -37,7 +42,7 @@ def test_a_run_leaves_what_the_contract_says(done):
     for run in (done, done.with_masking("base")):
         assert json.loads((run.run_dir / "config.json").read_text())["masking"] == run.masking
         provenance = json.loads((run.run_dir / "provenance.json").read_text())
-        assert provenance["versions"]["torch"] == torch.__version__.split("+")[0]
+        assert provenance["versions"]["torch"] == version("torch")
         log = train.read_log(run.run_dir)
         assert [r["step"] for r in log] == list(range(run.max_steps))
         assert all(len(r["uids"]) == run.rows_per_step for r in log)
@@ -69,21 +74,21 @@ def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(done, mon
     want = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
     log = (done.run_dir / "log.jsonl").read_text()
     shutil.rmtree(done.run_dir / "adapter")
-    process = None
     real = launch.subprocess.Popen
 
     def popen(*args, **kwargs):
-        nonlocal process
         process = real(*args, **kwargs)
+        threading.Thread(target=kill, args=(process,)).start()
         return process
 
-    def kill(bar, path):
-        if list((done.run_dir / "checkpoints").glob("step-*/complete")):
-            launch.os.killpg(process.pid, launch.signal.SIGKILL)
+    def kill(process):
+        while process.poll() is None:
+            if list((done.run_dir / "checkpoints").glob("step-*/complete")):
+                os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(0.002)
 
     with monkeypatch.context() as patch:
         patch.setattr(launch.subprocess, "Popen", popen)
-        patch.setattr(launch, "_advance", kill)
         with pytest.raises(UserError, match="failed"):
             launch.trained(done)
     assert not launch.is_trained(done)

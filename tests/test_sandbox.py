@@ -509,6 +509,25 @@ def test_no_process_is_left(attack, without):
     assert not [p for p in Path("/proc").iterdir() if p.name.isdigit() and "sandbox.py" in command(p) and child(p)]
 
 
+def test_the_guardian_without_pidfd(monkeypatch):
+    """Old kernels and some containers have no pidfd_open; the guardian then looks every 10 ms."""
+
+    def refuse(_):
+        raise OSError("pidfd_open: Operation not permitted")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    for nap, late in ((0.05, False), (9, True)):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            pid = os.fork()
+            if pid == 0:
+                time.sleep(nap)
+                os._exit(7)
+            report = sandbox._wait(pid, theirs, 0.5)
+        assert report["late"] is late
+        assert report["exit"] == (-9 if late else 7)
+
+
 def descendants(pid: int) -> list[int]:
     """Live processes below `pid`, by /proc."""
     below = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and sandbox._parent(p) == pid]

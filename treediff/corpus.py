@@ -260,7 +260,15 @@ def data_fingerprint(cfg: Config) -> str:
     stamp = [source.stat().st_size, source.stat().st_mtime_ns] if source.is_file() else []
     weights = cfg.weights() if cfg.token_owner == "max_weight" else []
     grammar = version(tree_sitter_python.__name__.replace("_", "-"))
-    return fingerprint(cfg.as_dict("data"), tokenizer_folder(cfg), stamp, weights, grammar, 1)
+    switches = {k: v for k, v in cfg.as_dict("data").items() if k != "tokenizer"}
+    return fingerprint(switches, _tokenizer_stamp(cfg), stamp, weights, grammar, 1)
+
+
+def _tokenizer_stamp(cfg: Config) -> str:
+    """What stands for the tokenizer in a fingerprint: a hash of its file, or its name and revision on the hub."""
+    folder = tokenizer_folder(cfg)
+    file = Path(folder) / "tokenizer.json"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else f"{folder}@{cfg.revision}"
 
 
 def stats(cfg: Config, out: Path | None = None) -> dict[str, Any]:
