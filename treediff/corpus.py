@@ -288,7 +288,7 @@ def _prepare(cfg: Config, folder: Path) -> None:
     counts = Counter()
 
     def encoded() -> Iterator[dict[str, Any]]:
-        for number, row in enumerate(tqdm(rows(cfg), desc="prepare", unit=" rows", mininterval=1)):
+        for number, row in enumerate(tqdm(rows(cfg), desc="prepare", unit=" rows", mininterval=2)):
             counts["read"] += 1
             try:
                 ex = example({"id": str(number), **row})

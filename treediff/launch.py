@@ -16,8 +16,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from treediff.config import Config, UserError, claim
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +107,7 @@ def _run(cfg: Config, run_dir: Path, total: int) -> None:
             start_new_session=True,
         )
         try:
-            with tqdm(total=total, desc=f"train {cfg.masking}", unit=" steps", mininterval=1) as bar:
+            with tqdm(total=total, desc=f"train {cfg.masking}", unit=" steps", mininterval=2) as bar:
                 while process.poll() is None:
                     time.sleep(0.5)
                     _advance(bar, run_dir / "log.jsonl")
@@ -114,7 +118,7 @@ def _run(cfg: Config, run_dir: Path, total: int) -> None:
         raise UserError(f"training of {run_dir} failed (exit {process.returncode}): {_reason(run_dir)}")
 
 
-def _advance(bar: object, path: Path) -> None:
+def _advance(bar: tqdm, path: Path) -> None:
     """Show the last complete line of the step log on the progress bar."""
     if not path.exists():
         return
@@ -123,8 +127,8 @@ def _advance(bar: object, path: Path) -> None:
         lines = [x for x in file.read().split(b"\n") if x.startswith(b'{"step"') and x.endswith(b"}")]
     if lines:
         last = json.loads(lines[-1])
-        bar.n = last["step"] + 1
-        bar.set_postfix(loss=f"{last['loss']:.3f}", tokens_s=f"{last['tokens_per_s']:.0f}")
+        bar.set_postfix(loss=f"{last['loss']:.3f}", tokens_s=f"{last['tokens_per_s']:.0f}", refresh=False)
+        bar.update(last["step"] + 1 - bar.n)
 
 
 def _stop(process: subprocess.Popen) -> None:

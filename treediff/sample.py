@@ -296,7 +296,9 @@ def sampled(cfg: Config, benchmark: str, length: int) -> Path:
     order = sorted(todo, key=lambda i: len(prompts[i][0]))
     batches = [order[k : k + cfg.sample_batch] for k in range(0, len(order), cfg.sample_batch)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(batches) * how.steps, desc=f"sample {cfg.masking} T={length}", unit=" steps") as bar:
+    with tqdm(
+        total=len(batches) * how.steps, desc=f"sample {cfg.masking} T={length}", unit=" steps", mininterval=2
+    ) as bar:
         for batch in batches:
             out = decode(net, [prompts[i][0] for i in batch], how, bar.update)
             lines = []
