@@ -345,21 +345,18 @@ def test_families_share_the_rows():
     assert max(families.values()) < 120
 
 
-def test_programs_stay_short():
-    """A 640-entry BPE takes 55 tokens for an answer on average, and 70 at most."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+def test_programs_stay_short(runs):
+    """The tiny preset's own tokenizer takes 53 tokens for an answer on average, and 80 at most: T = 96 holds them all."""
+    from treediff import corpus, tokens
+    from treediff.config import resolve
 
-    rows = tinycode.training(4000, 0)
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=640, initial_alphabet=alphabet, show_progress=False)
-    bpe.train_from_iterator([r["input"] + r["output"] for r in rows], trainer)
-    answers = [len(bpe.encode(r["output"]).ids) for r in rows]
-    prompts = [len(bpe.encode(r["input"]).ids) for r in rows]
-    assert max(answers) <= 70
-    assert sum(answers) / len(rows) < 56
-    assert sum(prompts) / len(rows) < 29
+    cfg = resolve("tiny", pretrain={"rows": 4000})
+    tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg))
+    encoded = [corpus.encode(cfg, tok, corpus.example(r)) for r in tinycode.training(2000, 0)]
+    answers = [int((e["labels"] > tokens.PROMPT).sum()) for e in encoded]
+    assert max(answers) <= 80
+    assert sum(answers) / len(answers) < 56
+    assert max(len(e["input_ids"]) for e in encoded) < cfg.max_length
 
 
 def test_results_are_fixed_for_empty_inputs():
