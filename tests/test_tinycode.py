@@ -346,7 +346,7 @@ def test_families_share_the_rows():
 
 
 def test_programs_stay_short(runs):
-    """The tiny preset's own tokenizer takes 53 tokens for an answer on average, and 80 at most: T = 96 holds them all."""
+    """The tiny preset's tokenizer takes 53 tokens for an answer on average and 80 at most: T = 96 holds them all."""
     from treediff import corpus, tokens
     from treediff.config import resolve
 
