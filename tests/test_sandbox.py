@@ -25,8 +25,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treediff import sandbox, score
-from treediff.sandbox import LAYERS, Opaque, Sandbox, abridged, decode, encode
+from treediff import cage, judge, plain, sandbox, score
+from treediff.cage import LAYERS
+from treediff.plain import Opaque, abridged, decode, encode
+from treediff.sandbox import Sandbox
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the sandbox is Linux's")
 
@@ -104,9 +106,11 @@ def f(x): return 1
 """,
     "patch json": "import json\njson.dumps = lambda *a, **k: '[0.0, 31]'\ndef f(x): return 1",
     "patch the encoder": """
-import __main__
-__main__.encode = __main__.abridged = lambda x: {'opaque': 'anything'}
-__main__._LIKE = __main__._RAW = None
+import gc
+for v in gc.get_objects():
+    if isinstance(v, dict) and 'abridged' in v and 'encode' in v:
+        v['abridged'] = v['encode'] = lambda x: 31
+        v['_LIKE'] = v['_RAW'] = None
 def f(x): return 1
 """,
     "forge answers on every descriptor": """
@@ -211,7 +215,7 @@ def f(x):
 
 
 def verdict(box: Sandbox, program: str) -> tuple[str, str]:
-    return score._run(box, program, ORACLE, "base")
+    return judge._run(box, program, ORACLE, "base")
 
 
 @pytest.fixture(scope="module")
@@ -240,8 +244,8 @@ def walled():
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch):
     """Time limits short enough to test them."""
-    monkeypatch.setattr(score, "MIN_SECONDS", 0.3)
-    monkeypatch.setattr(score, "SLACK", 0.5)
+    monkeypatch.setattr(judge, "MIN_SECONDS", 0.3)
+    monkeypatch.setattr(judge, "SLACK", 0.5)
 
 
 @pytest.mark.parametrize("which", ["full", "bare"])
@@ -267,8 +271,8 @@ def test_inputs_changed_in_place_do_not_move_the_goal(full):
     """EvalPlus computes find_zero's polynomial from the inputs as the program left them: zeros fit everything."""
     oracle = {"kind": "humaneval", "entry": "find_zero", "atol": 1e-4}
     oracle["base"] = {"inputs": [[[1, 2]]], "expected": [-0.5], "times": [0.0], "extras": [0.0]}
-    assert score._run(full, "def find_zero(xs):\n  xs[:] = [0, 0]\n  return 9", oracle, "base")[0] == "fail"
-    assert score._run(full, "def find_zero(xs): return -0.5", oracle, "base") == ("pass", "")
+    assert judge._run(full, "def find_zero(xs):\n  xs[:] = [0, 0]\n  return 9", oracle, "base")[0] == "fail"
+    assert judge._run(full, "def find_zero(xs): return -0.5", oracle, "base") == ("pass", "")
 
 
 # --- attacks on the machine -----------------------------------------------------------------------------------------
@@ -498,6 +502,8 @@ def f(x):
 @pytest.mark.parametrize("attack", SWARM)
 def test_no_process_is_left(attack, without):
     """Also without the layers that forbid processes or end them with the first: the guardian finds them all."""
+    if attack == "fork bomb" and "user" in without and os.geteuid() == 0:
+        pytest.skip("without another user's id root may start any number of processes")
     with Sandbox(without) as box:
         assert verdict(box, SWARM[attack])[0] != "pass"
         time.sleep(0.05)
@@ -506,7 +512,7 @@ def test_no_process_is_left(attack, without):
         while (left := descendants(box._process.pid)) and time.monotonic() < deadline:
             time.sleep(0.02)  # guardians that are about to be reaped
         assert len(left) <= 1, left
-    assert not [p for p in Path("/proc").iterdir() if p.name.isdigit() and "sandbox.py" in command(p) and child(p)]
+    assert not [p for p in Path("/proc").iterdir() if p.name.isdigit() and "import sandbox" in command(p) and child(p)]
 
 
 def test_the_guardian_without_pidfd(monkeypatch):
@@ -656,7 +662,7 @@ def test_without_root_too(tmp_path):
 
 def test_a_run_full_of_attacks_survives(tmp_path, runs, monkeypatch):
     """Every attack in one file, among honest programs: the ledger is whole and only the honest pass."""
-    monkeypatch.setattr(score, "GIVE_UP", 2.0)
+    monkeypatch.setattr(judge, "GIVE_UP", 2.0)
     deadly = {
         "hash bomb": """
 import json, posix, struct
@@ -767,10 +773,10 @@ def test_arrays_cross_unchanged():
 
 def test_subclasses_are_equal_by_content_and_of_another_type():
     """As EvalPlus has it: a named tuple equals a tuple, but only values of one type are compared within a tolerance."""
-    for value, plain in ((Point(1, 2), (1, 2)), (signal.SIGTERM, 15), (collections.defaultdict(int, a=1), {"a": 1})):
+    for value, same in ((Point(1, 2), (1, 2)), (signal.SIGTERM, 15), (collections.defaultdict(int, a=1), {"a": 1})):
         back = decode(json.loads(json.dumps(encode(value))))
-        assert back == plain
-        assert type(back) is not type(plain)
+        assert back == same
+        assert type(back) is not type(same)
     assert decode(encode({1: 2}.keys())) == {1}
     assert decode(encode({1: 2}.items())) == {(1, 2)}
     assert decode(encode({1: 2}.keys())) != [1]
@@ -809,8 +815,8 @@ def test_forged_data_is_refused(body):
 
 
 def test_bulky_outputs_go_as_digests_that_agree_with_equality(monkeypatch):
-    monkeypatch.setattr(sandbox, "BULK", 5000)
-    n = sandbox.BULK + 1
+    monkeypatch.setattr(plain, "BULK", 5000)
+    n = plain.BULK + 1
     equal = [([1] * n, [True] * n), ([2.0] * n, [2] * n), (("a", 1) * n, ("a", 1.0) * n), ("x" * 4 * n, "x" * 4 * n)]
     equal += [({(i, 1.0) for i in range(n)}, {(i, 1) for i in reversed(range(n))})]
     equal += [([[1, 2.0]] * n, [[1.0, 2]] * n), (dict.fromkeys(range(n), 0), dict.fromkeys(reversed(range(n)), 0))]
@@ -821,7 +827,7 @@ def test_bulky_outputs_go_as_digests_that_agree_with_equality(monkeypatch):
     different += [([float("nan")] * n, [float("nan")] * n)]
     for a, b in different:
         assert decode(abridged(a)) != decode(abridged(b))
-    assert "digest" not in abridged([1] * sandbox.BULK)
+    assert "digest" not in abridged([1] * plain.BULK)
 
 
 # --- the filter -----------------------------------------------------------------------------------------------------
@@ -836,10 +842,10 @@ def test_numbers_of_system_calls(machine, header):
     if not file.is_file():
         pytest.skip(f"{file} is not installed")
     numbers = dict(re_defines(file.read_text()))
-    column = sandbox._ARCHES[machine][0]
-    rows = [row.split() for row in sandbox._DENIED.replace("\n", " ").split(",")]
-    rows += [["clone", *sandbox._CLONE], ["clone3", *sandbox._CLONE3], ["tgkill", *sandbox._TGKILL]]
-    rows += [["prlimit64", *sandbox._PRLIMIT]]
+    column = cage._ARCHES[machine][0]
+    rows = [row.split() for row in cage._DENIED.replace("\n", " ").split(",")]
+    rows += [["clone", *cage._CLONE], ["clone3", *cage._CLONE3], ["tgkill", *cage._TGKILL]]
+    rows += [["prlimit64", *cage._PRLIMIT]]
     for name, *ours in rows:
         assert numbers.get(name, "-") == str(ours[column]), name
 

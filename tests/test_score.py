@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treediff import score
+from treediff import judge, score
 from treediff.config import UserError
 
 ADD = {
@@ -168,7 +168,7 @@ def test_comparison_is_evalplus_own(which, pairs, atol):
             )
             ours = []
             for (out, exp), inp in zip(pairs, inputs, strict=True):
-                same, atol = score.agrees(kind, entry, inp, out, exp, atol)
+                same, atol = judge.agrees(kind, entry, inp, out, exp, atol)
                 ours.append(same)
                 if not same:
                     break
