@@ -683,7 +683,7 @@ def f(x):
     data, samples, out = (tmp_path / name for name in ("data.jsonl", "samples.jsonl", "ledger.json"))
     programs = {}
     for i, attack in enumerate(deadly.values()):
-        programs |= {f"TinyCode/{2 * i}": attack, f"TinyCode/{2 * i + 1}": RIGHT}
+        programs |= {f"TinyCode/{2 * i}": attack} | ({} if i % 4 else {f"TinyCode/{2 * i + 1}": RIGHT})
     data.write_text("".join(json.dumps({**problem, "task_id": task}) + "\n" for task in programs))
     samples.write_text("".join(json.dumps({"task_id": t, "solution": p}) + "\n" for t, p in programs.items()))
     ledger = score.score("tinycode", data, samples, out, workers=2)
