@@ -302,12 +302,17 @@ def _show(value: Any) -> str:
 def _table(names: Sequence[str], rows: Sequence[Sequence[Any]], caption: str) -> str:
     """A sortable table that scrolls inside its own box."""
     head = "".join(f'<th scope="col"><button>{html.escape(x) or "strategy"}</button></th>' for x in names)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(map(_td, row))}</tr>" for row in rows)
     text = html.escape(caption)
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{text}"><table><caption>{text}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _td(value: Any) -> str:
+    text = str(value)
+    return f"<td{' class=long' if len(text) > 45 else ''}>{html.escape(text)}</td>"
 
 
 def _from_markdown(text: str, caption: str) -> str:

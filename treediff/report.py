@@ -8,6 +8,7 @@ Every number is counted from ledger lines; each of ours carries its 95 % interva
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections import Counter
@@ -142,7 +143,7 @@ def halves_markdown(cfg: Config, strategies: tuple[str, ...]) -> str:
         cells = []
         for length, name in columns:
             ledger = found.get(strategy, {}).get(("tinycode", length), {"tasks": {}})
-            passed = [v for i, v in stats.passed(ledger, "plus").items() if half[i] == name]
+            passed = [v for i, v in stats.passed(ledger, "plus").items() if half.get(i) == name]
             cells.append(rate(sum(passed), len(passed)))
         lines.append(f"| {plots.NAMES[strategy]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -359,7 +360,8 @@ def write(cfg: Config) -> Path:
         plots.save(figure, folder / f"{name}.png")
     tasks = page.explorer(cfg, found)
     pairs = page.pairs(tasks)
-    write_json(folder / "pairs.json", pairs)
+    # ASCII, because a program of somebody else's may hold half a surrogate pair.
+    _write_text(folder / "pairs.json", json.dumps(pairs, indent=1) + "\n")
     _write_text(folder / "pairs.md", page.pairs_markdown(pairs))
     summary = {
         "title": f"preset {cfg.preset}, seed {cfg.seed}",
