@@ -10,13 +10,14 @@ The page's policy forbids every request and every script but its own (by hash).
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import html
 import json
 import logging
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def explorer(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str, Any]]
     Token texts are kept once, in `vocab`; a trajectory is packed (see `_packed`) and unpacked in the browser.
     """
     runs, tasks, vocab = [], {}, {}
+    # Loaded once, and only if there is an answer to show: a report without runs needs no tokenizer.
+    tokenizer = functools.cache(lambda: tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision))
     problems = {b: _problems(cfg, b) for b in cfg.benchmarks}
     for benchmark, length in [(b, t) for b in cfg.benchmarks for t in cfg.lengths]:
         for strategy, by_key in found.items():
@@ -64,7 +67,7 @@ def explorer(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str, Any]]
                     "why": str(verdict["reason"]),
                     "seconds": verdict["seconds"],
                     "program": row.get("solution", ""),
-                    "tokens": _packed(cfg, row, vocab),
+                    "tokens": _packed(cfg, tokenizer, row, vocab),
                 }
             name = plots.NAMES[strategy]
             steps = length // cfg.tokens_per_step
@@ -88,12 +91,11 @@ def _verdict(row: dict[str, Any]) -> str:
     return "pass" if row["plus"] == "pass" else "base only"
 
 
-def _packed(cfg: Config, row: dict[str, Any], vocab: dict[str, int]) -> str:
+def _packed(cfg: Config, tokenizer: Callable[[], Any], row: dict[str, Any], vocab: dict[str, int]) -> str:
     """An answer's tokens up to its end: uint32 entry of `vocab`, uint16 step and uint8 label of each; zlib, base64."""
     if "committed_at" not in row:
         return ""
-    tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
-    text, runs, at, labels = corpus.answer_tokens(cfg, tok, row["ids"], row["committed_at"])
+    text, runs, at, labels = corpus.answer_tokens(cfg, tokenizer(), row["ids"], row["committed_at"])
     which = [vocab.setdefault(text[a:b], len(vocab)) for a, b in runs]
     raw = np.array(which, "<u4").tobytes() + np.where(at < 0, NEVER, at).astype("<u2").tobytes()
     return base64.b64encode(zlib.compress(raw + labels.astype("u1").tobytes(), 9)).decode()
