@@ -1,25 +1,24 @@
 """The paper's tables and ours side by side, and the paper's figures in our data, from the ledgers of all runs.
 
     ledger = scored(cfg, "tinycode", 64)     # runs/.../scores/tinycode-T64.json
-    page = write(cfg)                        # runs/<preset>/report/: tables, figures, report.html
+    path = write(cfg)                        # runs/<preset>/report/: tables, figures, report.html
 
 Every number is counted from ledger lines; each of ours carries its 95 % interval. What was not run shows as missing.
 """
 
 from __future__ import annotations
 
-import base64
-import csv
-import html
-import io
 import json
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from treediff import corpus, plots, sample, stats, tokens
-from treediff.config import MASKINGS, Config, UserError, provenance, read_json, whole, write_json
+from treediff import corpus, page, paper, plots, sample, stats, tokens
+from treediff.config import MASKINGS, SWITCHES, Config, UserError, provenance, read_json, resolve, whole, write_json
+from treediff.paper import HALVES, PAIRS, PAPER, paper_markdown
+from treediff.tables import as_csv, latex, markdown, rate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,26 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROWS = ("base", *MASKINGS)
-HALVES = {"humaneval": ("HE", "HE+"), "mbpp": ("MBPP", "MBPP+"), "tinycode": ("Tiny", "Tiny+")}
-"""Column titles of a benchmark: EvalPlus's base tests, and base and plus tests."""
-TASKS = {"humaneval": 164, "mbpp": 378}
-
-PAPER = {  # percent of tasks, by strategy, benchmark, tests and T: Tables 1 and 2
-    "base": {"humaneval": {256: (39.6, 34.8), 512: (36.6, 31.7)}, "mbpp": {256: (51.9, 43.1), 512: (39.4, 31.7)}},
-    "random": {"humaneval": {256: (39.6, 35.4), 512: (38.4, 32.3)}, "mbpp": {256: (52.9, 43.9), 512: (41.5, 32.8)}},
-    "ast_span": {"humaneval": {256: (40.9, 36.6), 512: (40.2, 36.6)}, "mbpp": {256: (51.6, 42.9), 512: (39.7, 31.5)}},
-    "ast": {"humaneval": {256: (42.1, 37.2), 512: (40.2, 36.6)}, "mbpp": {256: (52.9, 44.2), 512: (42.3, 33.3)}},
-}
-MISPRINT = (
-    "Table 2 prints 44.9 for AST on MBPP+ at T = 256, which no whole number of 378 tasks gives; Table 1 says 44.2."
-)
-PAPER_AUTOREGRESSIVE = {
-    "DeepSeek-Coder-33B": (50.6, 44.5, 80.4, 70.1),
-    "CodeQwen1.5-7B": (51.8, 45.7, 73.5, 60.8),
-    "CodeLlama-7B": (37.8, 35.4, 59.5, 46.8),
-    "CodeLlama-13B": (42.7, 38.4, 63.5, 52.6),
-}
-"""Quoted in Table 1 from the EvalPlus leaderboard: HE, HE+, MBPP, MBPP+."""
 
 
 # --- ledgers -------------------------------------------------------------------------------------------------------
@@ -71,7 +50,7 @@ def scored(cfg: Config, benchmark: str, length: int) -> Path:
 def ledgers(cfg: Config) -> dict[str, dict[tuple[str, int], dict[str, Any]]]:
     """The ledgers that are there, by strategy and (benchmark, T).
 
-    Raises UserError if two runs were sampled or scored under different settings: they could not be compared.
+    Raises UserError if two runs were trained, sampled or scored under different settings: they could not be compared.
     """
     found: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
     for strategy in ROWS:
@@ -81,28 +60,41 @@ def ledgers(cfg: Config) -> dict[str, dict[tuple[str, int], dict[str, Any]]]:
                 path = ledger_path(run, benchmark, length)
                 if path.exists():
                     found.setdefault(strategy, {})[benchmark, length] = read_json(path)
-    _same_settings(cfg, found)
+    for key in {k for by_key in found.values() for k in by_key}:
+        runs = {s: (cfg.with_masking(s), by_key[key]) for s, by_key in found.items() if key in by_key}
+        _same_settings(key, runs)
     return found
 
 
-def _same_settings(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str, Any]]]) -> None:
-    for key in {k for by_key in found.values() for k in by_key}:
-        settings: dict[str, Any] = {}
-        first = ""
-        for strategy, by_key in found.items():
-            if key not in by_key:
-                continue
-            mine = {k: v for k, v in by_key[key]["settings"].items() if "samples" not in k}
-            lines = corpus.read_jsonl(sample.samples_path(cfg.with_masking(strategy), *key))
-            mine |= {f"sampling {k}": v for k, v in next(iter(lines))["settings"].items()}
-            mine["tasks"] = sorted(by_key[key]["tasks"])
-            for name, value in mine.items():
-                if settings.setdefault(name, value) != value:
-                    raise UserError(
-                        f"{key[0]} at T = {key[1]}: {first} and {strategy} differ in {name}, so they cannot be "
-                        "compared; sample and score one of them again."
-                    )
-            first = first or strategy
+def _same_settings(key: tuple[str, int], runs: dict[str, tuple[Config, dict[str, Any]]]) -> None:
+    """Refuse runs, by a name of each, whose ledgers of `key` cannot be compared."""
+    known: dict[str, tuple[str, Any]] = {}
+    for who, (run, ledger) in runs.items():
+        mine = {k: v for k, v in ledger["settings"].items() if "samples" not in k}
+        lines = corpus.read_jsonl(sample.samples_path(run, *key))
+        mine |= {f"sampling {k}": v for k, v in next(iter(lines))["settings"].items()}
+        mine["tasks"] = sorted(ledger["tasks"])
+        mine["sampling seed"] = mine.get("sampling seed") if len({r.seed for r, _ in runs.values()}) == 1 else None
+        if run.masking != "base" and (run.run_dir / "config.json").exists():
+            switches = read_json(run.run_dir / "config.json")
+            trained = (n for n, f in SWITCHES.items() if f.metadata["stage"] in ("data", "train"))
+            mine |= {f"training switch {n}": switches[n] for n in trained if n in switches}
+        for name, value in mine.items():
+            first, theirs = known.setdefault(name, (who, value))
+            if theirs != value:
+                raise UserError(
+                    f"{key[0]} at T = {key[1]}: {first} and {who} differ in {name}, so they cannot be "
+                    "compared; make one of them again."
+                )
+
+
+def seeds(cfg: Config) -> dict[str, list[int]]:
+    """The seeds that have a run directory, by strategy."""
+    found = {s: [int(m[1]) for p in cfg.preset_dir.glob(f"{s}-seed*") if (m := _SEED.search(p.name))] for s in ROWS}
+    return {s: sorted(k) for s, k in found.items() if k}
+
+
+_SEED = re.compile(r"-seed(\d+)$")
 
 
 def _counts(ledger: dict[str, Any]) -> tuple[int, int, int]:
@@ -139,37 +131,6 @@ def table(cfg: Config, strategies: tuple[str, ...]) -> list[dict[str, Any]]:
     return out
 
 
-def markdown(records: list[dict[str, Any]]) -> str:
-    """A table in the paper's layout: a row per strategy, a column per T and benchmark, ours with its interval."""
-    columns = list(dict.fromkeys((r["T"], r["benchmark"]) for r in records))
-    by_cell = {(r["strategy"], r["T"], r["benchmark"]): r for r in records}
-    lines = ["| | " + " | ".join(f"{name}, T = {t}" for t, name in columns) + " |"]
-    lines.append("|---" * (len(columns) + 1) + "|")
-    for strategy in dict.fromkeys(r["strategy"] for r in records):
-        cells = [_cell(by_cell[strategy, *c]) for c in columns]
-        lines.append(f"| {plots.NAMES[strategy]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _cell(r: dict[str, Any]) -> str:
-    if "passed" not in r:
-        return "not run"
-    return _rate(r["passed"], r["tasks"])
-
-
-def paper_markdown(strategies: tuple[str, ...], autoregressive: bool = False) -> str:
-    """The paper's own table of these strategies, as printed [% of tasks]."""
-    columns = [(t, b, i) for t in (256, 512) for b in ("humaneval", "mbpp") for i in (0, 1)]
-    lines = ["| | " + " | ".join(f"{HALVES[b][i]}, T = {t}" for t, b, i in columns) + " |"]
-    lines.append("|---" * (len(columns) + 1) + "|")
-    if autoregressive:
-        for name, values in PAPER_AUTOREGRESSIVE.items():
-            lines.append(f"| {name} (quoted) | " + " | ".join(f"{v:.1f}" for v in values * 2) + " |")
-    for s in strategies:
-        lines.append(f"| {plots.NAMES[s]} | " + " | ".join(f"{PAPER[s][b][t][i]:.1f}" for t, b, i in columns) + " |")
-    return "\n".join(lines)
-
-
 def halves_markdown(cfg: Config, strategies: tuple[str, ...]) -> str:
     """Pass rates on TinyCode's two halves, base and plus tests, as a Markdown table; empty without TinyCode."""
     if "tinycode" not in cfg.benchmarks:
@@ -182,18 +143,10 @@ def halves_markdown(cfg: Config, strategies: tuple[str, ...]) -> str:
         cells = []
         for length, name in columns:
             ledger = found.get(strategy, {}).get(("tinycode", length), {"tasks": {}})
-            passed = [v for i, v in stats.passed(ledger, "plus").items() if half[i] == name]
-            cells.append(_rate(sum(passed), len(passed)))
+            passed = [v for i, v in stats.passed(ledger, "plus").items() if half.get(i) == name]
+            cells.append(rate(sum(passed), len(passed)))
         lines.append(f"| {plots.NAMES[strategy]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _rate(k: int, n: int) -> str:
-    """k of n in percent with its 95 % interval, for a table."""
-    if not n:
-        return "not run"
-    low, high = stats.wilson(k, n)
-    return f"{100 * k / n:.1f} [{100 * low:.1f}, {100 * high:.1f}] ({k}/{n})"
 
 
 def reasons(cfg: Config, strategies: tuple[str, ...]) -> dict[str, dict[str, int]]:
@@ -217,30 +170,63 @@ def sandbox_layers(cfg: Config) -> dict[str, Any]:
 
 
 def comparisons(cfg: Config) -> list[dict[str, Any]]:
-    """Every pair of strategies on every benchmark and T: difference, discordant tasks, exact McNemar p (plus tests)."""
+    """Every pair of strategies on every benchmark and T, on base and plus tests of the same tasks.
+
+    Difference [points] with its paired bootstrap interval, discordant tasks, exact McNemar p, and p adjusted for the
+    whole list (Holm).
+    """
     found = ledgers(cfg)
     out = []
-    pairs = [("random", "ast"), ("random", "ast_span"), ("ast_span", "ast"), ("base", "random"), ("base", "ast")]
-    for one, two in pairs:
+    for one, two in PAIRS:
         for key in found.get(one, {}):
             if key not in found.get(two, {}):
                 continue
-            both = stats.paired(*(stats.passed(found[s][key], "plus") for s in (one, two)))
-            only_one, only_two = both.count((1, 0)), both.count((0, 1))
+            both = stats.compare(*(stats.passed(found[s][key], "plus") for s in (one, two)))
             out.append(
                 {
                     "benchmark": HALVES[key[0]][1],
                     "T": key[1],
                     "from": one,
                     "to": two,
-                    "difference": 100 * (only_two - only_one) / len(both),
-                    "only_from": only_one,
-                    "only_to": only_two,
-                    "tasks": len(both),
-                    "p": stats.mcnemar(only_one, only_two),
+                    **{k: 100 * both[k] for k in ("difference", "low", "high")},
+                    "both": both["both"],
+                    "only_from": both["only_a"],
+                    "only_to": both["only_b"],
+                    "neither": both["neither"],
+                    "tasks": both["n"],
+                    "p": both["p"],
                 }
             )
-    return out
+    return _with_holm(out)
+
+
+def pooled(cfg: Config) -> list[dict[str, Any]]:
+    """The comparisons over all seeds that were run (stats.POOLING is the model); empty with one seed of each."""
+    of = seeds(cfg)
+    if max(map(len, of.values()), default=0) < 2:
+        return []
+    out = []
+    for one, two in PAIRS:
+        for key in [(b, t) for b in cfg.benchmarks for t in cfg.lengths]:
+            runs = {}
+            for strategy in (one, two):
+                for seed in of.get(strategy, []):
+                    run = cfg.with_masking(strategy).but(seed=seed)
+                    if (path := ledger_path(run, *key)).exists():
+                        runs[f"{strategy}-seed{seed}"] = (run, read_json(path))
+            _same_settings(key, runs)
+            sides = [[stats.passed(v, "plus") for r, v in runs.values() if r.masking == s] for s in (one, two)]
+            if not all(sides) or len(runs) < 3:
+                continue
+            record = stats.pooled(*sides)
+            head = {"benchmark": HALVES[key[0]][1], "T": key[1], "from": one, "to": two, "runs": list(runs)}
+            out.append(head | {k: 100 * record[k] for k in ("difference", "low", "high")} | {"p": record["p"]})
+    return _with_holm(out)
+
+
+def _with_holm(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    adjusted = stats.holm([r["p"] for r in records])
+    return [r | {"p_holm": p} for r, p in zip(records, adjusted, strict=True)]
 
 
 def verdicts(records: list[dict[str, Any]], level: float = 0.05) -> str:
@@ -251,7 +237,8 @@ def verdicts(records: list[dict[str, Any]], level: float = 0.05) -> str:
     lines = []
     for r, p in zip(records, adjusted, strict=True):
         names = f"{plots.NAMES[r['to']]} against {plots.NAMES[r['from']]}, {r['benchmark']} at T = {r['T']}"
-        counts = f"{r['difference']:+.1f} points ({r['only_to']} tasks to {r['only_from']} of {r['tasks']})"
+        interval = f" [{r['low']:+.1f}, {r['high']:+.1f}]" if "low" in r else ""
+        counts = f"{r['difference']:+.1f}{interval} points ({r['only_to']} tasks to {r['only_from']} of {r['tasks']})"
         said = f"a difference at p = {p:.2g}" if p < level else f"no difference can be told (p = {p:.2g})"
         lines.append(f"- {names}: {counts}: {said}.")
     return "\n".join(lines)
@@ -347,86 +334,89 @@ EXAMPLE = '''def depth(text):
 
 
 def write(cfg: Config) -> Path:
-    """Write runs/<preset>/report/: table1, table2 (md, csv, json), figures, report.html. What is missing shows so."""
+    """Write runs/<preset>/report/: tables, comparisons, figures, provenance, report.html. What is missing shows so."""
     folder = cfg.preset_dir / "report"
     found = ledgers(cfg)
-    tables = {"table1": table(cfg, ("base", "random", "ast")), "table2": table(cfg, MASKINGS)}
-    compared = comparisons(cfg)
-    for name, records in tables.items():
-        _write_text(folder / f"{name}.md", markdown(records) + "\n")
-        _write_text(folder / f"{name}.csv", _csv(records))
+    tables = {"table1": table(cfg, paper.IN_TABLE[1]), "table2": table(cfg, MASKINGS)}
+    for number, (name, records) in enumerate(tables.items(), start=1):
+        theirs = paper_markdown(paper.IN_TABLE[number], number == 1)
+        _write_text(folder / f"{name}.md", f"Ours:\n\n{markdown(records)}\n\nThe paper's:\n\n{theirs}\n")
+        _write_text(folder / f"{name}.csv", as_csv(records))
+        _write_text(folder / f"{name}.tex", latex(records))
         write_json(folder / f"{name}.json", records)
-    write_json(folder / "comparisons.json", compared)
+    checked = {"printed": paper.checked(), "misprints": paper.misprints(), "comparisons": paper.claims()}
+    facts = {
+        "comparisons": comparisons(cfg),
+        "pooled": pooled(cfg),
+        "paper": checked,
+        "power": stats.power_table(),
+        "deviations": deviations(cfg),
+        "provenance": {"report": provenance(switches=cfg.as_dict()), "runs": provenances(cfg)},
+    }
+    for name, value in facts.items():
+        write_json(folder / f"{name}.json", value)
+    figures = _figures(cfg, found)
+    for name, (_, figure) in figures.items():
+        plots.save(figure, folder / f"{name}.png")
+    tasks = page.explorer(cfg, found)
+    pairs = page.pairs(tasks)
+    # ASCII, because a program of somebody else's may hold half a surrogate pair.
+    _write_text(folder / "pairs.json", json.dumps(pairs, indent=1) + "\n")
+    _write_text(folder / "pairs.md", page.pairs_markdown(pairs))
+    summary = {
+        "title": f"preset {cfg.preset}, seed {cfg.seed}",
+        "tables": {k: (markdown(r), paper_markdown(paper.IN_TABLE[i])) for i, (k, r) in enumerate(tables.items(), 1)},
+        "halves": halves_markdown(cfg, ROWS) if found else "",
+        "said": verdicts(facts["comparisons"]),
+        "seeds": seeds(cfg),
+        "figures": {name: (caption, folder / f"{name}.png") for name, (caption, _) in figures.items()},
+        **facts,
+    }
+    _write_text(folder / "report.html", page.build(cfg, summary, tasks))
+    log.info("report: %s (%d bytes)", folder / "report.html", (folder / "report.html").stat().st_size)
+    return folder / "report.html"
+
+
+def _figures(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str, Any]]]) -> dict[str, tuple[str, Figure]]:
+    """The paper's four figures in our data, as far as there are runs, each with its caption."""
     figures = {"figure1": ("The three maskings on one program.", masking_figure(cfg, EXAMPLE))}
     key = (cfg.benchmarks[0], cfg.lengths[-1])
     if key in found.get("random", {}) and key in found.get("ast", {}):
         task = differing_task(cfg, *key)
-        figures["figure2"] = (f"{task}: two answers.", program_figure(cfg, *key, task))
-        figures["figure3"] = (f"{task}: the same answers part of the way.", state_figure(cfg, *key, task))
+        if task in sample.read_samples(sample.samples_path(cfg.with_masking("ast"), *key)):
+            figures["figure2"] = (f"{task}: two answers.", program_figure(cfg, *key, task))
+            figures["figure3"] = (f"{task}: the same answers part of the way.", state_figure(cfg, *key, task))
     if found:
-        figures["figure4"] = ("Robustness over T.", robustness_figure(cfg))
-    for name, (_, figure) in figures.items():
-        plots.save(figure, folder / f"{name}.png")
-    write_json(folder / "provenance.json", provenance(switches=cfg.as_dict()))
-    _write_text(folder / "report.html", _page(cfg, tables, compared, {n: c for n, (c, _) in figures.items()}, folder))
-    return folder / "report.html"
+        figures["figure4"] = ("Robustness over T, with 95 % intervals.", robustness_figure(cfg))
+    return figures
+
+
+def deviations(cfg: Config) -> list[dict[str, Any]]:
+    """The switches that differ from the paper's run, computed from the presets: ours, the paper's, and what it is."""
+    theirs = resolve("paper").as_dict()
+    return [
+        {"switch": name, "ours": ours, "paper": theirs[name], "meaning": SWITCHES[name].metadata["help"]}
+        for name, ours in cfg.as_dict().items()
+        if ours != theirs[name] and name not in ("preset", "masking", "seed")
+    ]
+
+
+def provenances(cfg: Config) -> dict[str, Any]:
+    """What each run directory says of itself: switches, provenance of its stages, settings and sandbox of ledgers."""
+    out = {}
+    for strategy, of in seeds(cfg).items():
+        for seed in of:
+            folder = cfg.preset_dir / f"{strategy}-seed{seed}"
+            files = [folder / "config.json", *sorted(folder.glob("**/*provenance.json"))]
+            about = {str(p.relative_to(folder)): read_json(p) for p in files if p.exists()}
+            for path in sorted(folder.glob("scores/*.json")):
+                ledger = read_json(path)
+                if "tasks" in ledger:
+                    about[str(path.relative_to(folder))] = {k: v for k, v in ledger.items() if k != "tasks"}
+            out[folder.name] = about
+    return out
 
 
 def _write_text(path: Path, text: str) -> None:
     with whole(path) as spot:
-        spot.write_text(text, encoding="utf-8")
-
-
-def _csv(records: list[dict[str, Any]]) -> str:
-    names = ["strategy", "T", "benchmark", "passed", "tasks", "rate", "low", "high", "paper_T", "paper"]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()
-
-
-def _page(
-    cfg: Config, tables: dict[str, Any], compared: list[dict[str, Any]], captions: dict[str, str], folder: Path
-) -> str:
-    """One self-contained page: no script, no external request."""
-    parts = [f"<h1>TreeDiff, reproduced: preset {html.escape(cfg.preset)}, seed {cfg.seed}</h1>"]
-    parts.append(
-        "<p>Pass@1 in percent of tasks, with 95 % Wilson intervals and counts. A difference between two strategies is "
-        "claimed only where the exact McNemar test on the same tasks, Holm-adjusted, allows it.</p>"
-    )
-    for number, (name, strategies) in enumerate((("table1", ("base", "random", "ast")), ("table2", MASKINGS)), start=1):
-        parts.append(f"<h2>Table {number}, ours</h2>{_html_table(markdown(tables[name]))}")
-        parts.append(f"<h2>Table {number}, the paper's</h2>{_html_table(paper_markdown(strategies, name == 'table1'))}")
-        if name == "table2":
-            parts.append(f"<p>{html.escape(MISPRINT)}</p>")
-    said = "".join(f"<li>{html.escape(x.removeprefix('- '))}</li>" for x in verdicts(compared).splitlines())
-    parts.append(f"<h2>What the intervals allow to be said</h2><ul>{said}</ul>")
-    for name, caption in captions.items():
-        data = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
-        parts.append(
-            f"<h2>{name.replace('figure', 'Figure ')}</h2>"
-            f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        )
-    settings = json.dumps(cfg.as_dict(), indent=1)
-    parts.append(
-        f"<h2>Settings</h2><details><summary>every switch</summary><pre>{html.escape(settings)}</pre></details>"
-    )
-    style = (
-        "body{font:16px/1.5 sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse}"
-        "td,th{border:1px solid #ccc;padding:.3rem .6rem;text-align:left}.wide{overflow-x:auto}img{max-width:100%}"
-        "figure{margin:0}"
-    )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>TreeDiff, reproduced</title>'
-        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{style}</style></head>'
-        f"<body>{''.join(parts)}</body></html>\n"
-    )
-
-
-def _html_table(text: str) -> str:
-    rows = [[html.escape(c.strip()) for c in line.strip("|").split("|")] for line in text.splitlines()]
-    head = "".join(f"<th>{c}</th>" for c in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows[2:])
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        spot.write_text(text, encoding="utf-8", errors="backslashreplace")

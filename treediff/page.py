@@ -1,0 +1,322 @@
+"""The report's page: one HTML file with tables, figures, a task explorer and a trajectory explorer. No server.
+
+    tasks = explorer(cfg, ledgers(cfg))      # what the explorers show: programs, verdicts, token by token answers
+    text = build(cfg, summary, tasks)        # the page, from page.html
+
+What a model wrote is hostile: it reaches the page only as JSON in which no tag can begin, and from there only as text.
+The page's policy forbids every request and every script but its own (by hash).
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import html
+import json
+import logging
+import re
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from treediff import corpus, paper, plots, sample, stats, tokens
+from treediff.config import Config, UserError
+
+log = logging.getLogger(__name__)
+
+NEVER = 0xFFFF
+"""Step of a token that was never committed, in a packed trajectory."""
+
+
+# --- what the explorers show ---------------------------------------------------------------------------------------
+
+
+def explorer(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str, Any]]]) -> dict[str, Any]:
+    """All answers of all runs: {"runs", "vocab", "tasks"}, a task's answers by the number of the run.
+
+    Token texts are kept once, in `vocab`; a trajectory is packed (see `_packed`) and unpacked in the browser.
+    """
+    runs, tasks, vocab = [], {}, {}
+    # Loaded once, and only if there is an answer to show: a report without runs needs no tokenizer.
+    tokenizer = functools.cache(lambda: tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision))
+    problems = {b: _problems(cfg, b) for b in cfg.benchmarks}
+    for benchmark, length in [(b, t) for b in cfg.benchmarks for t in cfg.lengths]:
+        for strategy, by_key in found.items():
+            ledger = by_key.get((benchmark, length))
+            if not ledger:
+                continue
+            rows = sample.read_samples(sample.samples_path(cfg.with_masking(strategy), benchmark, length))
+            for task, verdict in ledger["tasks"].items():
+                problem, row = problems[benchmark].get(task, {}), rows.get(task, {})
+                entry = tasks.setdefault(
+                    (benchmark, task),
+                    {
+                        "id": task,
+                        "benchmark": benchmark,
+                        "half": problem.get("half", ""),
+                        "prompt": problem.get("prompt", ""),
+                        "answers": {},
+                    },
+                )
+                entry["answers"][len(runs)] = {
+                    "verdict": _verdict(verdict),
+                    "why": str(verdict["reason"]),
+                    "seconds": verdict["seconds"],
+                    "program": row.get("solution", ""),
+                    "tokens": _packed(cfg, tokenizer, row, vocab),
+                }
+            name = plots.NAMES[strategy]
+            steps = length // cfg.tokens_per_step
+            runs.append({"strategy": strategy, "name": name, "benchmark": benchmark, "T": length, "steps": steps})
+    return {"runs": runs, "vocab": list(vocab), "tasks": list(tasks.values())}
+
+
+def _problems(cfg: Config, benchmark: str) -> dict[str, dict[str, Any]]:
+    """The benchmark's problems; none where their file is not at hand, which leaves the page without prompts."""
+    try:
+        return sample.benchmark_problems(cfg, benchmark)
+    except UserError as e:
+        log.warning("The page shows no prompts of %s: %s", benchmark, e)
+        return {}
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    """pass, `base only` (fails the plus tests), fail or timeout."""
+    if row["base"] != "pass":
+        return row["base"]
+    return "pass" if row["plus"] == "pass" else "base only"
+
+
+def _packed(cfg: Config, tokenizer: Callable[[], Any], row: dict[str, Any], vocab: dict[str, int]) -> str:
+    """An answer's tokens up to its end: uint32 entry of `vocab`, uint16 step and uint8 label of each; zlib, base64."""
+    if "committed_at" not in row:
+        return ""
+    text, runs, at, labels = corpus.answer_tokens(cfg, tokenizer(), row["ids"], row["committed_at"])
+    which = [vocab.setdefault(text[a:b], len(vocab)) for a, b in runs]
+    raw = np.array(which, "<u4").tobytes() + np.where(at < 0, NEVER, at).astype("<u2").tobytes()
+    return base64.b64encode(zlib.compress(raw + labels.astype("u1").tobytes(), 9)).decode()
+
+
+def pairs(tasks: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tasks that some strategies pass and others do not, at one T, with every strategy's program and reason."""
+    out = []
+    for task in tasks["tasks"]:
+        for length in sorted({tasks["runs"][i]["T"] for i in task["answers"]}):
+            answers = [
+                {"strategy": tasks["runs"][i]["strategy"], **{k: a[k] for k in ("verdict", "why", "program")}}
+                for i, a in task["answers"].items()
+                if tasks["runs"][i]["T"] == length
+            ]
+            if len({a["verdict"] == "pass" for a in answers}) == 2:
+                out.append({"task": task["id"], "T": length, "prompt": task["prompt"], "answers": answers})
+    return out
+
+
+def pairs_markdown(records: list[dict[str, Any]], most: int = 20) -> str:
+    """The first of those tasks, spread evenly, for reading."""
+    shown = [records[i * len(records) // most] for i in range(most)] if len(records) > most else records
+    parts = [
+        f"# Tasks that the strategies answer differently\n\n{len(shown)} of {len(records)}; all are in pairs.json "
+        "and in report.html. Base and plus tests.\n"
+    ]
+    for r in shown:
+        parts.append(f"## {r['task']}, T = {r['T']}\n\n{_fenced(r['prompt'])}")
+        for a in r["answers"]:
+            why = f"\n\n{_fenced(a['why'])}" if a["why"] else ""
+            parts.append(f"{plots.NAMES[a['strategy']]}: **{a['verdict']}**{why}\n\n{_fenced(a['program'], 'python')}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """A code block whose fence is longer than any in `text`."""
+    fence = "`" * (1 + max([2, *map(len, re.findall("`+", text))]))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+# --- the page ------------------------------------------------------------------------------------------------------
+
+
+def build(cfg: Config, summary: dict[str, Any], tasks: dict[str, Any]) -> str:
+    """The page as one text. `summary` is what report.write put together, `tasks` what `explorer` gives."""
+    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    script = re.search(r"<script>(.*?)</script>", template, re.DOTALL)[1]
+    data = tasks | {
+        "labels": tokens.LABELS,
+        "colours": [plots.COLOURS[x] for x in tokens.LABELS],
+        "masked": plots.MASKED,
+        "strategies": plots.STRATEGY,
+    }
+    parts = {
+        "policy": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "title": html.escape(summary["title"]),
+        "masked": plots.MASKED,
+        "body": "\n".join([*_results(summary), *_paper(summary), *_figures(summary)]),
+        "settings": "\n".join(_settings(cfg, summary)),
+        # ASCII, so that half a surrogate pair in a program cannot spoil the file.
+        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda m: parts[m[1]], template)
+
+
+def _results(summary: dict[str, Any]) -> Iterable[str]:
+    said = [x.removeprefix("- ") for x in summary["said"].splitlines()]
+    found = "".join(f"<li>{html.escape(x)}</li>" for x in said)
+    yield f'<section id="said"><h2>What may be said</h2><ul>{found}</ul></section>'
+    yield '<section id="tables"><h2>Tables</h2>'
+    for number, (ours, theirs) in enumerate(summary["tables"].values(), start=1):
+        topic = ("does AST masking beat random masking?", "tokens or spans?")[number - 1]
+        yield f"<h3>Table {number}: {topic}</h3>{_from_markdown(ours, f'Table {number}, ours')}"
+        yield _from_markdown(theirs, f"Table {number}, as the paper prints it")
+    if summary["halves"]:
+        yield f"<h3>TinyCode's halves</h3>{_from_markdown(summary['halves'], 'Ours, base and plus tests')}"
+    yield '</section><section id="comparisons"><h2>Comparisons</h2>'
+    yield (
+        "<p>Base and plus tests on the same tasks. The interval is a paired bootstrap over tasks; p is McNemar's exact "
+        "test, adjusted for all rows by Holm's procedure.</p>"
+    )
+    names = ["from", "to", "benchmark", "T", "difference [points]", "only from", "only to", "tasks", "p", "p, Holm"]
+    rows = [
+        [
+            *_who(r),
+            f"{r['difference']:+.1f} [{r['low']:+.1f}, {r['high']:+.1f}]",
+            r["only_from"],
+            r["only_to"],
+            r["tasks"],
+            f"{r['p']:.2g}",
+            f"{r['p_holm']:.2g}",
+        ]
+        for r in summary["comparisons"]
+    ]
+    yield _table(names, rows, "Ours") if rows else "<p>No two runs can be compared yet.</p>"
+    yield "<h3>Seeds pooled</h3>"
+    if summary["pooled"]:
+        yield f"<p>{html.escape(stats.POOLING)}</p>"
+        names = ["from", "to", "benchmark", "T", "difference [points]", "runs", "p", "p, Holm"]
+        rows = [
+            [
+                *_who(r),
+                f"{r['difference']:+.1f} [{r['low']:+.1f}, {r['high']:+.1f}]",
+                len(r["runs"]),
+                f"{r['p']:.2g}",
+                f"{r['p_holm']:.2g}",
+            ]
+            for r in summary["pooled"]
+        ]
+        yield _table(names, rows, "Ours, all seeds")
+    else:
+        yield (
+            "<p>There is one seed of each strategy at most, so nothing is pooled: how much the seed moves the results "
+            "is unknown and in no interval above.</p>"
+        )
+    yield "</section>"
+
+
+def _who(r: dict[str, Any]) -> list[Any]:
+    return [plots.NAMES[r["from"]], plots.NAMES[r["to"]], r["benchmark"], r["T"]]
+
+
+def _paper(summary: dict[str, Any]) -> Iterable[str]:
+    claims, checked = summary["paper"]["comparisons"], summary["paper"]["printed"]
+    yield '<section id="paper"><h2>What the paper’s figures can bear</h2>'
+    yield f"<p>{html.escape(paper.claims_said(claims))}</p>"
+    bad = "".join(f"<li>{html.escape(x)}</li>" for x in summary["paper"]["misprints"])
+    yield f"<p>Printed percentages that no number of tasks gives:</p><ul>{bad or '<li>none</li>'}</ul>"
+    names = ["from", "to", "benchmark", "T", "difference [points]", "tasks passed", "least p", "greatest p"]
+    rows = [
+        [
+            *_who(r),
+            f"{r['difference']:+.1f}",
+            " to ".join("/".join(map(str, k)) or "misprint" for k in r["counts"]) + f" of {r['tasks']}",
+            *(["misprint"] * 2 if r["misprint"] else [f"{r['p_min']:.2g}", f"{r['p_max']:.2g}"]),
+        ]
+        for r in claims
+    ]
+    text = "The paper’s comparisons: exact McNemar p over all overlaps that its counts allow"
+    yield _table(
+        [*names, "least p, Holm"], [[*r, _p(c.get("holm_min"))] for r, c in zip(rows, claims, strict=True)], text
+    )
+    rows = [
+        [
+            r["table"],
+            plots.NAMES[r["strategy"]],
+            r["benchmark"],
+            r["T"],
+            f"{r['printed']:.1f}",
+            f"{'/'.join(map(str, r['counts']))} of {r['tasks']}" if r["counts"] else "none: a misprint",
+        ]
+        for r in checked
+    ]
+    yield "<details><summary>Every printed figure and its count of tasks</summary>"
+    yield _table(["table", "strategy", "benchmark", "T", "printed [%]", "tasks"], rows, "The paper’s figures")
+    yield "</details><h3>What would be needed</h3>"
+    yield (
+        "<p>Tasks that the exact McNemar test needs to find a true difference in four of five tries at p &lt; 0.05, by "
+        "the share of tasks that only one of the two solves; and seeds per strategy that a t-test needs, by the "
+        "standard deviation from seed to seed.</p>"
+    )
+    power = summary["power"]
+    names = ["difference [points]", *(f"tasks, {100 * x:g} % differ" for x in power[0]["tasks"])]
+    names += [f"seeds, sd {x:g}" for x in power[0]["seeds"]]
+    yield _table(names, [[r["points"], *r["tasks"].values(), *r["seeds"].values()] for r in power], "Power 0.8")
+    yield "</section>"
+
+
+def _p(value: float | None) -> str:
+    return "misprint" if value is None else f"{value:.2g}"
+
+
+def _figures(summary: dict[str, Any]) -> Iterable[str]:
+    yield '<section id="figures"><h2>Figures</h2>'
+    for number, (name, (caption, path)) in enumerate(summary["figures"].items(), start=1):
+        data = base64.b64encode(path.read_bytes()).decode()
+        text = html.escape(f"{name.replace('figure', 'Figure ')}. {caption}")
+        yield (
+            f'<figure><div class="wide" tabindex="0" role="region" aria-label="figure {number}">'
+            f'<img alt="{text}" src="data:image/png;base64,{data}"></div><figcaption>{text}</figcaption></figure>'
+        )
+    yield "</section>"
+
+
+def _settings(cfg: Config, summary: dict[str, Any]) -> Iterable[str]:
+    rows = [[r["switch"], _show(r["ours"]), _show(r["paper"]), r["meaning"]] for r in summary["deviations"]]
+    yield '<section id="settings"><h2>Settings and provenance</h2><h3>Deviations from the paper</h3>'
+    if rows:
+        yield _table(["switch", "ours", "the paper’s run", "what it is"], rows, f"{len(rows)} switches differ")
+    else:
+        yield "<p>None: every switch has the value of the paper’s run.</p>"
+    seeds = "; ".join(f"{plots.NAMES[s]}: {', '.join(map(str, k))}" for s, k in summary["seeds"].items())
+    yield f"<p>Seeds that were run: {html.escape(seeds or 'none')}.</p>"
+    facts = {"Every switch": cfg.as_dict(), "This report": summary["provenance"]["report"]}
+    for title, value in {**facts, **summary["provenance"]["runs"]}.items():
+        text = html.escape(json.dumps(value, indent=1))
+        yield f'<details><summary>{html.escape(title)}</summary><pre tabindex="0">{text}</pre></details>'
+    yield "</section>"
+
+
+def _show(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[Any]], caption: str) -> str:
+    """A sortable table that scrolls inside its own box."""
+    head = "".join(f'<th scope="col"><button>{html.escape(x) or "strategy"}</button></th>' for x in names)
+    body = "".join(f"<tr>{''.join(map(_td, row))}</tr>" for row in rows)
+    text = html.escape(caption)
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{text}"><table><caption>{text}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _td(value: Any) -> str:
+    text = str(value)
+    return f"<td{' class=long' if len(text) > 45 else ''}>{html.escape(text)}</td>"
+
+
+def _from_markdown(text: str, caption: str) -> str:
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines()]
+    return _table(rows[0], rows[2:], caption)
