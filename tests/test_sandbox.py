@@ -215,7 +215,7 @@ def f(x):
 
 
 def verdict(box: Sandbox, program: str) -> tuple[str, str]:
-    return judge._run(box, program, ORACLE, "base")
+    return judge._examine(box, program, ORACLE, "base")
 
 
 @pytest.fixture(scope="module")
@@ -271,8 +271,8 @@ def test_inputs_changed_in_place_do_not_move_the_goal(full):
     """EvalPlus computes find_zero's polynomial from the inputs as the program left them: zeros fit everything."""
     oracle = {"kind": "humaneval", "entry": "find_zero", "atol": 1e-4}
     oracle["base"] = {"inputs": [[[1, 2]]], "expected": [-0.5], "times": [0.0], "extras": [0.0]}
-    assert judge._run(full, "def find_zero(xs):\n  xs[:] = [0, 0]\n  return 9", oracle, "base")[0] == "fail"
-    assert judge._run(full, "def find_zero(xs): return -0.5", oracle, "base") == ("pass", "")
+    assert judge._examine(full, "def find_zero(xs):\n  xs[:] = [0, 0]\n  return 9", oracle, "base")[0] == "fail"
+    assert judge._examine(full, "def find_zero(xs): return -0.5", oracle, "base") == ("pass", "")
 
 
 # --- attacks on the machine -----------------------------------------------------------------------------------------

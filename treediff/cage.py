@@ -199,9 +199,13 @@ def separate(layers: dict[str, str]) -> None:
         call("unshare", flags)
 
 
-def enter(layers: dict[str, str], data: socket.socket, say: int, spot: str, seconds: float) -> None:
-    """The program's process goes into the cage, outermost wall first."""
+def enter(layers: dict[str, str], data: socket.socket, say: int, spot: str, seconds: float) -> int:
+    """The program's process goes into the cage, outermost wall first. Returns a descriptor for `waited`, or -1."""
     os.setsid()
+    try:
+        clock = os.open("/proc/self/schedstat", os.O_RDONLY)
+    except OSError:
+        clock = -1
     with contextlib.suppress(OSError):
         prctl(PR_SET_DUMPABLE, 1)
         Path("/proc/self/oom_score_adj").write_text("1000")  # short of memory, the kernel takes this one first
@@ -215,7 +219,7 @@ def enter(layers: dict[str, str], data: socket.socket, say: int, spot: str, seco
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    keep = sorted({data.fileno(), say})
+    keep = sorted({data.fileno(), say, clock} - {-1})
     for low, high in zip([2, *keep], [*keep, 1 << 16], strict=True):
         os.closerange(low + 1, high)
     os.environ.clear()
@@ -234,6 +238,15 @@ def enter(layers: dict[str, str], data: socket.socket, say: int, spot: str, seco
     prctl(PR_SET_DUMPABLE, 0)
     if not absent(layers, "seccomp"):
         _seccomp()
+    return clock
+
+
+def waited(clock: int) -> float:
+    """How long a process has been ready to run but had no core [s], from its `schedstat`; 0 where there is none."""
+    try:
+        return int(os.pread(clock, 99, 0).split()[1]) * 1e-9
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 def _tasks(process: Path) -> int:

@@ -40,11 +40,14 @@ from treediff.cage import (
     prctl,
     readable,
     separate,
+    waited,
 )
 from treediff.plain import FRAME, abridged, decode, encode
 
 MEMORY = 4 << 30
 """Address space of a program [bytes]: EvalPlus's limit, so that honest verdicts are the same."""
+PATIENCE = 10
+"""Up to so many times its limit a program may take on a busy machine, if it has waited for a core for the rest."""
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -162,13 +165,13 @@ def _guardian(data_fd: int, status_fd: int, seconds: float, layers: dict[str, st
                 status.close()
                 os.close(said)
                 try:
-                    enter(layers, data, say, spot, seconds)
+                    clock = enter(layers, data, say, spot, seconds)
                 except BaseException as e:
                     os.write(say, f"{e}".encode()[:400] or b"failed")
                     os._exit(1)
                 os.write(say, b"ok")
                 os.close(say)
-                _program(data)
+                _program(data, clock)
             finally:
                 os._exit(0)
         data.close()
@@ -187,7 +190,10 @@ def _guardian(data_fd: int, status_fd: int, seconds: float, layers: dict[str, st
 
 
 def _wait(child: int, status: socket.socket, seconds: float) -> dict[str, Any]:
-    """Until the program ends, the time is up or the caller hangs up; then it is dead."""
+    """Until the program ends, its time is up or the caller hangs up; then it is dead.
+
+    A `?` from the caller is answered with how long the program has waited for a core, which is not its time.
+    """
     poll = select.poll()
     poll.register(status, select.POLLIN | select.POLLHUP)
     try:
@@ -195,15 +201,22 @@ def _wait(child: int, status: socket.socket, seconds: float) -> dict[str, Any]:
         tick = seconds
     except OSError:
         tick = 0.01  # an old kernel, or a container that forbids pidfd_open
-    deadline, late = time.monotonic() + seconds, False
+    try:
+        clock = os.open(f"/proc/{child}/schedstat", os.O_RDONLY)
+    except OSError:
+        clock = -1
+    began, late = time.monotonic(), False
     while True:
         done, code, usage = os.wait4(child, os.WNOHANG)
         if done:
             break
-        late = time.monotonic() >= deadline
-        if late or any(
-            fd == status.fileno() for fd, _ in poll.poll(max(0, min(tick, deadline - time.monotonic())) * 1000)
-        ):
+        left = seconds + min(waited(clock), (PATIENCE - 1) * seconds) - (time.monotonic() - began)
+        late = left <= 0
+        events = [] if late else poll.poll(max(1.0, min(tick, left) * 1000))
+        called = any(fd == status.fileno() for fd, _ in events)
+        if called and status.recv(1) == b"?":
+            status.sendall(struct.pack("<cd", b"?", waited(clock)))
+        elif late or called:
             os.kill(child, signal.SIGKILL)
             _, code, usage = os.wait4(child, 0)
             break
@@ -247,13 +260,13 @@ def _remove(spot: str) -> None:
 # --- the program's side: from here on nothing is trusted once the program has begun ---------------------------------
 
 
-def _program(sock: socket.socket) -> None:
+def _program(sock: socket.socket, clock: int) -> None:
     """Runs the program as EvalPlus's `unsafe_execute` does, and sends each output in place of comparing it."""
-    from evalplus.eval.utils import reliability_guard, swallow_io, time_limit
+    from evalplus.eval.utils import reliability_guard, swallow_io
 
     job = json.loads(_receive(sock))
     inputs = decode(job["inputs"])
-    dumps, clock, leave, as_set = json.dumps, time.perf_counter, os._exit, job["as_set"]
+    dumps, now, leave, as_set = json.dumps, time.perf_counter, os._exit, job["as_set"]
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     reliability_guard(maximum_memory_bytes=min(MEMORY, total))
     for name in [n for n in sys.modules if n.partition(".")[0] == "treediff"]:
@@ -266,11 +279,11 @@ def _program(sock: socket.socket) -> None:
             fn = scope[job["entry"]]
         stage = b"e"
         for inp, limit in zip(inputs, job["limits"], strict=True):
-            with time_limit(limit):
-                start = clock()
+            with _time_limit(limit, clock) as before:
+                start = now()
                 with swallow_io():
                     out = fn(*inp)
-                seconds = clock() - start
+                seconds = now() - start - (waited(clock) - before)
             try:
                 body = abridged(out)
                 if as_set and type(body) is dict and "opaque" in body:
@@ -282,6 +295,29 @@ def _program(sock: socket.socket) -> None:
     except BaseException as e:
         _send(sock, dumps([type(e).__name__[:80], _text(e)]).encode(), stage)
     leave(0)
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float, clock: int) -> Iterator[float]:
+    """EvalPlus's `time_limit`, but for the time in which the process had no core: a busy machine fails nobody."""
+    from evalplus.eval.utils import TimeoutException
+
+    before, granted = waited(clock), 0.0
+
+    def ring(signum: int, frame: Any) -> None:
+        nonlocal granted
+        owed = waited(clock) - before - granted
+        if owed < 0.01 or granted > (PATIENCE - 1) * seconds:
+            raise TimeoutException("Timed out!")
+        granted += owed
+        signal.setitimer(signal.ITIMER_REAL, owed)
+
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.signal(signal.SIGALRM, ring)
+    try:
+        yield before
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _text(e: BaseException) -> str:
@@ -330,9 +366,14 @@ class Broken(Exception):
     """The cage could not be set up: the machine's fault, not the program's."""
 
 
-def _frames(sock: socket.socket, waits: Iterator[float] | None = None) -> Iterator[Frame]:
-    """Frames until the program's side hangs up or sends what is no frame. `waits`: longest wait for each [s]."""
-    buffer = bytearray()
+def _frames(
+    sock: socket.socket, waits: Iterator[float] | None = None, ask: socket.socket | None = None
+) -> Iterator[Frame]:
+    """Frames until the program's side hangs up or sends what is no frame.
+
+    `waits`: longest wait for each [s], not counting what `ask`, the guardian, says that the program waited for a core.
+    """
+    buffer, forgiven = bytearray(), 0.0
     while True:
         deadline = time.monotonic() + next(waits, 5.0) if waits else None
         while len(buffer) < 5 or len(buffer) < 5 + struct.unpack_from("I", buffer, 1)[0]:
@@ -344,7 +385,12 @@ def _frames(sock: socket.socket, waits: Iterator[float] | None = None) -> Iterat
             try:
                 part = sock.recv(1 << 18)
             except TimeoutError:
-                raise Silent from None
+                owed = _ask(ask) - forgiven
+                if owed < 0.01:
+                    raise Silent from None
+                forgiven += owed
+                deadline = time.monotonic() + owed
+                continue
             except OSError:
                 part = b""
             if not part:
@@ -361,6 +407,16 @@ def _frames(sock: socket.socket, waits: Iterator[float] | None = None) -> Iterat
             yield Frame(b"e", ["Forged", "the answer is not what the sandbox writes"])
             return
         yield Frame(kind, value)
+
+
+def _ask(guardian: socket.socket) -> float:
+    """How long the program has waited for a core so far [s]; for ever, if it has ended and its last words are near."""
+    with contextlib.suppress(OSError):
+        guardian.sendall(b"?")
+    guardian.settimeout(60)
+    if guardian.recv(1, socket.MSG_PEEK) != b"?":
+        return 1e9
+    return struct.unpack("<cd", _exactly(guardian, 9))[1]
 
 
 def _drain(sock: socket.socket) -> bytes:
@@ -462,7 +518,7 @@ class Sandbox:
                 _send(ours, json.dumps(job).encode())
                 ours.settimeout(None)
             # The first wait holds the program's own start, which EvalPlus does not limit either.
-            yield from _frames(ours, iter([seconds + 5, *waits[1:]]) if waits else None)
+            yield from _frames(ours, iter([seconds + 5, *waits[1:]]) if waits else None, ask)
         finally:
             # Done or not: the guardian kills the program's process and all it made, then reports.
             with contextlib.suppress(OSError):

@@ -29,7 +29,7 @@ from treediff import judge as judging
 from treediff.config import UserError, read_json, runs_root, whole, write_json
 from treediff.judge import MIN_SECONDS, MOST_SECONDS, PARTS, TIME_FACTOR
 from treediff.plain import encode
-from treediff.sandbox import MEMORY
+from treediff.sandbox import MEMORY, PATIENCE
 
 log = logging.getLogger(__name__)
 
@@ -280,7 +280,7 @@ def _oracle(
     from evalplus.eval._special_oracle import MBPP_OUTPUT_NOT_NONE_TASKS
 
     version = f"{sys.version_info[0]}.{sys.version_info[1]}-{evalplus.__version__}"
-    path = runs_root() / "cache" / f"oracle3-{benchmark}-{data_hash[:16]}-{version}.jsonl"
+    path = runs_root() / "cache" / f"oracle4-{benchmark}-{data_hash[:16]}-{version}.jsonl"
     if path.exists():
         lines = path.read_bytes().splitlines()
         return dict(zip(json.loads(lines[0]), lines[1:], strict=True))  # the slowest first
@@ -415,7 +415,7 @@ class _Judge:
 
     def ask(self, header: dict, oracle: bytes) -> dict | None:
         """The judge's result, or None if it died or hung."""
-        seconds = 3600.0 if header.get("record") else 4 * (2 * MOST_SECONDS + judging.GIVE_UP)
+        seconds = 7200.0 if header.get("record") else 4 * PATIENCE * MOST_SECONDS
         watch = threading.Timer(seconds, self.process.kill)
         watch.daemon = True
         watch.start()
