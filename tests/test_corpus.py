@@ -165,6 +165,16 @@ def test_real_rows(shared, runs):
         corpus.stats(resolve("paper", data=str(adverse), tokenizer=tokenizer, rows=0))
 
 
+@pytest.mark.parametrize("spelled", [b"", b"\xff\xfe ok", b"a\xe2\x82b"])
+def test_answers_that_are_empty_or_no_text(tok, spelled):
+    table = tokens.byte_table(tok)
+    ids = np.array([table.spelling.index(bytes([b])) for b in spelled] + [tok.eos_token_id])
+    text, runs, at, labels = corpus.answer_tokens(resolve("paper"), tok, ids, np.arange(len(ids)))
+    assert text == "".join(chr(b) if b < 128 else "\ufffd" for b in spelled)
+    assert runs == [(i, i + 1) for i in range(len(spelled))]
+    assert len(at) == len(labels) == len(spelled)
+
+
 def test_answers_as_tokens(tok):
     text = corpus.example(row()).answer()[0]
     ids = np.append(tokens.encode(tok, text)[0], tok.eos_token_id)

@@ -421,7 +421,7 @@ def answer_tokens(
     ends = np.flatnonzero(np.isin(ids, tokens.endings(tok)))
     ids = ids[: ends[0]] if len(ends) else ids
     raw = b"".join(table.spelling[i] for i in ids.tolist())
-    text = raw.decode(errors="replace")
+    text = raw.decode(errors="surrogateescape")  # a byte that is no UTF-8 stays one character, so that places agree
     length = table.length[ids]
     starts = np.cumsum(length) - length
     labels = np.full(len(ids), REASONING, np.uint8)
@@ -433,9 +433,10 @@ def answer_tokens(
         at = np.minimum(tokens.anchors(tok, ids, starts), len(raw))
         inside = (at >= begin) & (at < end)
         labels[inside] = CODE + tiers[at[inside]]
-    byte_of_char = np.cumsum([0] + [len(c.encode()) for c in text])
+    byte_of_char = np.cumsum([0] + [len(c.encode(errors="surrogateescape")) for c in text])
     first = np.searchsorted(byte_of_char, starts, "right") - 1
-    last = np.append(first[1:], len(text))
+    last = np.append(first, len(text))[1:]
+    text = "".join("\ufffd" if "\udc80" <= c <= "\udcff" else c for c in text)
     return text, list(zip(first.tolist(), last.tolist(), strict=True)), committed_at[: len(ids)], labels
 
 

@@ -119,7 +119,7 @@ def token_runs(text: str, starts: np.ndarray, labels: np.ndarray) -> list[tuple[
     """Token boxes for `_code`: byte offsets of tokens -> characters (a token inside a character shares its box)."""
     at = np.cumsum([0] + [len(c.encode()) for c in text])  # byte offset of each character
     first = np.searchsorted(at, starts, "right") - 1
-    ends = np.append(first[1:], len(text))
+    ends = np.append(first, len(text))[1:]
     return [(int(a), int(b), COLOURS[LABELS[label]]) for a, b, label in zip(first, ends, labels, strict=True)]
 
 
