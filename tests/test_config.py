@@ -109,6 +109,17 @@ def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path):
     assert not (tmp_path / "f").exists()
 
 
+def test_provenance_needs_no_git(monkeypatch):
+    import treediff.config as config
+
+    assert config.provenance(fact=1)["fact"] == 1
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("TREEDIFF_COMMIT", raising=False)
+    facts = config.provenance()
+    assert facts["commit"] is None
+    assert facts["changed_files"] is None
+
+
 def test_damaged_json_names_the_file(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(UserError, match=r"a\.json: not valid JSON"):

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     args, extra = parser().parse_known_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "datasets", "papermill", "transformers"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         COMMANDS[args.command](args, extra)
     except UserError as e:

@@ -517,10 +517,13 @@ def provenance(**facts: Any) -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     def git(*args: str) -> str | None:
+        if not shutil.which("git"):
+            return None
         here = Path(__file__).resolve().parent
         done = subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
+    changed = git("status", "--porcelain", "--untracked-files=no")
     versions = {}
     for package in ("treediff", "torch", "transformers", "peft", "deepspeed", "tree-sitter", "evalplus"):
         with suppress(PackageNotFoundError):
@@ -531,7 +534,7 @@ def provenance(**facts: Any) -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": os.environ.get("TREEDIFF_COMMIT") or git("rev-parse", "HEAD"),
-        "changed_files": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "changed_files": None if changed is None else bool(changed),  # None: this is no checkout
         "python": platform.python_version(),
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gpus": gpus},
         "versions": versions,
