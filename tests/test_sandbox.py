@@ -267,6 +267,27 @@ def test_a_program_that_must_be_killed_is_a_time_out(full):
     )
 
 
+@pytest.mark.slow
+def test_a_busy_machine_fails_nobody(full):
+    """Time without a core is not the program's; time asleep is."""
+    if not Path("/proc/self/schedstat").exists():
+        pytest.skip("this kernel has no schedstat")
+    work = "import time\ndef f(x):\n  end = time.thread_time() + 0.22\n  while time.thread_time() < end: pass\n"
+    busy = "while True: pass"
+    cores = len(os.sched_getaffinity(0))
+    others = [subprocess.Popen([sys.executable, "-c", busy]) for _ in range(4 * cores)]
+    try:
+        assert verdict(full, work + "  return x * x * 7 + 3") == ("pass", "")
+        start = time.monotonic()
+        _, reason = verdict(full, "import time\ndef f(x):\n  time.sleep(60)")
+        assert reason == "time-out: base test 0: f(2) took more than 0.3 s"
+        assert time.monotonic() - start < 10
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
 def test_inputs_changed_in_place_do_not_move_the_goal(full):
     """EvalPlus computes find_zero's polynomial from the inputs as the program left them: zeros fit everything."""
     oracle = {"kind": "humaneval", "entry": "find_zero", "atol": 1e-4}
