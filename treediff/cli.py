@@ -158,7 +158,6 @@ def reproduce(args: argparse.Namespace, extra: list[str]) -> None:
 
     from treediff.config import MASKINGS
 
-    given = list(extra)
     cfg = switches(args, extra)
     folder = notebooks()
     stages = [("01_ast", None), ("02_masking", None), *(("03_train", m) for m in MASKINGS)]
@@ -183,7 +182,6 @@ def reproduce(args: argparse.Namespace, extra: list[str]) -> None:
         except papermill.PapermillExecutionError as e:
             raise UserError(f"{out / title}.ipynb: {e.ename}: {e.evalue}") from None
     print(f"report: {cfg.preset_dir.resolve() / 'report' / 'report.html'}")
-    logging.debug("switches given: %s", given)
 
 
 def notebooks() -> Path:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from treediff.config import Config
 
 # What a random number is for: streams of one (seed, sample, step) that never meet.
-NOISE, TOKENS, WEIGHTED, SHUFFLE, ACCEPT, FILL, DROPOUT = range(7)
+NOISE, TOKENS, WEIGHTED, SHUFFLE, ACCEPT, FILL = range(6)
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64: splitmix64's increment
 _MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9

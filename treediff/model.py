@@ -183,7 +183,7 @@ def new_backbone(cfg: Config, vocab_size: int, eos_id: int, mask_id: int) -> Lla
     """A backbone in LLaDA's shape with fresh weights, drawn from `cfg.seed`, in float32.
 
     Query and key start out alike, and the output projection close to the value's transpose: attention that begins by
-    looking for equal tokens and handing on what it sees. At this size it saves many steps (docs/results/log.md).
+    looking for equal tokens and handing on what it sees.
     """
     config = {
         "model_type": "llada",

@@ -323,7 +323,7 @@ def _time_limit(seconds: float, clock: int) -> Iterator[float]:
 def _text(e: BaseException) -> str:
     try:
         return str(e)[:300]
-    except BaseException:
+    except BaseException:  # a hostile exception whose own text raises
         return ""
 
 
