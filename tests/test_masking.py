@@ -111,6 +111,35 @@ def test_weighted_sampling_has_the_enumerated_inclusion_probabilities(n):
     assert np.abs(got - exact_inclusion(weights, n)).max() < 4 * 0.5 / math.sqrt(40_000)
 
 
+def test_inclusion_of_many_tokens_follows_theory_and_keeps_the_order_of_the_weights():
+    codes = [2] * 200 + [3] * 300 + [4] * 200 + [5] * 100 + [6] * 100
+    weights = np.array([CFG["ast"].weights()[c] for c in codes])
+    for p in (0.05, 0.3, 0.7, 0.95):
+        got = frequencies(CFG["ast"], codes, p, 3_000)
+        theory = masking.expected_inclusion(weights, math.floor(p * len(codes)))
+        assert theory.sum() == pytest.approx(math.floor(p * len(codes)))
+        for w in set(weights):  # 3,000 draws of at least 100 tokens each
+            assert abs(got[weights == w].mean() - theory[weights == w].mean()) < 0.006
+
+
+def test_theory_fills_weight_zero_last():
+    weights = np.array([0.0, 0.0, 0.5, 1.0])
+    assert masking.expected_inclusion(weights, 3).tolist() == [0.5, 0.5, 1, 1]
+    assert masking.expected_inclusion(weights, 0).tolist() == [0, 0, 0, 0]
+    few = masking.expected_inclusion(weights, 1)
+    assert few[:2].tolist() == [0, 0]
+    assert few.sum() == pytest.approx(1)
+
+
+@given(rows, st.floats(0, 1), st.integers(-(2**63), 2**63 - 1))
+def test_with_equal_weights_ast_masking_is_exact_random_masking(codes, p, uid):
+    """The strategies draw from one stream: what differs between two runs is the weights' doing and not chance's."""
+    flat = CFG["ast"].but(tier_weights=dict.fromkeys(CFG["ast"].tier_weights, 0.3), default_weight=0.3)
+    level, ids = torch.tensor([p], dtype=torch.float64), torch.tensor([uid])
+    masks = [masking.corrupt(c, labels_of(codes), None, ids, 3, level) for c in (flat, EXACT)]
+    assert torch.equal(*masks)
+
+
 def test_weight_zero_comes_last_and_then_uniformly():
     cfg = CFG["ast"].but(tier_weights={"skeleton": 0.0, "data": 0.42, "condition": 0.58, "control": 0.6})
     got = frequencies(cfg, [3, 3, 3, 4, 6], 0.61)  # 3 tokens: both weighted ones, and one of three
@@ -195,6 +224,25 @@ def test_noise_schedule():
     assert masking.eps_at(cfg.but(noise="constant"), 0, 100) == 0.001
 
 
-def test_ties_break_by_position():
-    keys = torch.tensor([[1.0, 0.5, 0.5, 0.5, 2.0]])
-    assert masking.take(keys, torch.tensor([2])).tolist() == [[False, True, True, False, False]]
+@given(st.lists(st.sampled_from([-torch.inf, -1.5, -0.0, 1e-40, 0.5, 0.50000006, 2.0, torch.inf]), min_size=1), st.data())
+def test_take_is_a_stable_sort_of_float32_keys(values, data):
+    """Whatever their sign, however close or equal: the smallest first, ties by position."""
+    keys = torch.tensor([values])
+    n = data.draw(st.integers(0, len(values)))
+    want = torch.zeros(len(values), dtype=torch.bool)
+    want[torch.sort(keys[0], stable=True).indices[:n]] = True
+    assert torch.equal(masking.take(keys, torch.tensor([n]))[0], want)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", list(CFG))
+def test_masks_are_the_same_on_a_gpu(name):
+    draw = torch.Generator().manual_seed(2)
+    labels = torch.randint(0, 7, (64, 900), generator=draw, dtype=torch.uint8).sort(1).values
+    spans = [tree_spans(int((r >= CODE).sum()), int((r < CODE).sum()), i) for i, r in enumerate(labels)]
+    uid = torch.arange(64)
+    for step in range(20):
+        p = masking.noise_level(CFG[name], uid, step, 20)
+        here = masking.corrupt(CFG[name], labels, spans, uid, step, p)
+        there = masking.corrupt(CFG[name], labels.cuda(), spans, uid.cuda(), step, p.cuda())
+        assert torch.equal(here, there.cpu())

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from treediff.config import Config
 
 # What a random number is for: streams of one (seed, sample, step) that never meet.
-NOISE, TOKENS, WEIGHTED, SHUFFLE, ACCEPT, FILL = range(6)
+NOISE, TOKENS, SHUFFLE, ACCEPT, FILL = 0, 1, 3, 4, 5
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64: splitmix64's increment
 _MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -95,7 +95,7 @@ def corrupt(
     # Exact in float64: the largest N with N <= P L.
     budget = torch.floor(p * code.sum(1)).long()
     if cfg.masking == "ast":
-        mask |= ast_mask(cfg, labels, uid, step, p, budget)
+        mask |= ast_mask(cfg, labels, u, p, budget)
     elif cfg.masking == "ast_span":
         mask |= span_mask(cfg, labels, spans, uid, step, budget)
     elif cfg.random_budget == "exact":
@@ -106,28 +106,54 @@ def corrupt(
 
 
 def take(keys: torch.Tensor, budget: torch.Tensor) -> torch.Tensor:
-    """Per row the `budget` smallest keys, ties by position: bool, like `keys` (B, L)."""
-    order = torch.sort(keys, dim=1, stable=True).indices
-    ranked = torch.arange(keys.shape[1], device=keys.device)[None, :] < budget[:, None]
-    return torch.zeros_like(ranked).scatter_(1, order, ranked)
+    """Per row the `budget` smallest keys, ties by position: bool, like `keys` (B, L), L < 2**20.
+
+    Keys are float32 (compared exactly) or float64 (compared to 32 significant bits, so that a last bit in which two
+    devices' logarithms differ does not change a mask).
+    """
+    bits = keys.double().view(torch.int64)
+    bits = bits ^ ((bits >> 63) & (2**63 - 1))  # doubles in order are integers in order
+    rank = (bits & -(2**20)) | torch.arange(keys.shape[1], device=keys.device)  # no two alike: any sort will do
+    if rank.device.type == "cpu":  # numpy's sort is vectorised and takes a tenth of torch's time
+        ordered = torch.from_numpy(np.sort(rank.numpy(), axis=1))
+    else:
+        ordered = rank.sort(dim=1).values
+    last = ordered.gather(1, (budget - 1).clamp(min=0)[:, None])
+    return (rank <= last) & (budget > 0)[:, None]
 
 
 def ast_mask(
-    cfg: Config, labels: torch.Tensor, uid: torch.Tensor, step: int, p: torch.Tensor, budget: torch.Tensor
+    cfg: Config, labels: torch.Tensor, u: torch.Tensor, p: torch.Tensor, budget: torch.Tensor
 ) -> torch.Tensor:
     """Algorithm 1: `budget` code tokens of each sample by weighted sampling without replacement, bool (B, L).
 
-    The N smallest of -log(u) / w (exponential keys, Efraimidis and Spirakis) are a weighted sample without
-    replacement. Tokens of weight 0 come after all others in uniform order: the paper's fallback fill. With
-    `budget = bernoulli` each token is drawn alone, with probability min(1, c w), c such that they sum to P L.
+    The N smallest of -log(1 - u) / w (exponential keys, Efraimidis and Spirakis) are a weighted sample without
+    replacement; with equal weights they are those that exact random masking takes. Tokens of weight 0 come after all
+    others in uniform order: the paper's fallback fill. With `budget = bernoulli` each token is drawn alone, with
+    probability min(1, c w), c such that they sum to P L.
     """
-    weight = torch.tensor(cfg.weights(), dtype=torch.float64, device=labels.device)[labels.long()]
-    u = uniform(cfg.seed, uid, step, WEIGHTED, labels.shape[1])
+    by_label = torch.tensor(cfg.weights(), dtype=torch.float64, device=labels.device)
     code = labels >= CODE
     if cfg.budget == "bernoulli":
-        return code & (u < _scaled(weight, code, p * code.sum(1)))
-    key = torch.where(weight > 0, -torch.log(u) / weight, 1e300 * (1 + u))
-    return take(torch.where(code, key, torch.inf), budget)
+        return code & (u < _scaled(by_label[labels.int()], code, p * code.sum(1)))
+    key = torch.log1p(-u) * (-1 / by_label)[labels.int()]  # infinite where the weight is 0, as it is outside the code
+    if not all(cfg.weights()[CODE:]):
+        key = torch.where(code & key.isinf(), 1e300 * (1 + u), key)
+    return take(key, budget)
+
+
+def expected_inclusion(weights: np.ndarray, budget: float) -> np.ndarray:
+    """Theory: each token's probability to be among `budget` weighted draws without replacement, float64 like `weights`.
+
+    1 - exp(-w t), t such that they sum to the budget (Rosén 1972): exact in the limit of many tokens.
+    """
+    from scipy.optimize import brentq
+
+    live = weights > 0
+    if budget >= live.sum():  # all of them, and the fill among the rest
+        return np.where(live, 1.0, (budget - live.sum()) / max(1, (~live).sum()))
+    excess = lambda log_t: -np.expm1(-weights * np.exp(log_t)).sum() - budget  # noqa: E731
+    return -np.expm1(-weights * np.exp(brentq(excess, -50, 50))) if budget > 0 else np.zeros(len(weights))
 
 
 def _scaled(weight: torch.Tensor, code: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
