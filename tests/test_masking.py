@@ -224,7 +224,10 @@ def test_noise_schedule():
     assert masking.eps_at(cfg.but(noise="constant"), 0, 100) == 0.001
 
 
-@given(st.lists(st.sampled_from([-torch.inf, -1.5, -0.0, 1e-40, 0.5, 0.50000006, 2.0, torch.inf]), min_size=1), st.data())
+FLOATS = [-torch.inf, -1.5, -0.0, 1e-40, 0.5, 0.50000006, 2.0, torch.inf]
+
+
+@given(st.lists(st.sampled_from(FLOATS), min_size=1), st.data())
 def test_take_is_a_stable_sort_of_float32_keys(values, data):
     """Whatever their sign, however close or equal: the smallest first, ties by position."""
     keys = torch.tensor([values])

@@ -114,17 +114,14 @@ def take(keys: torch.Tensor, budget: torch.Tensor) -> torch.Tensor:
     bits = keys.double().view(torch.int64)
     bits = bits ^ ((bits >> 63) & (2**63 - 1))  # doubles in order are integers in order
     rank = (bits & -(2**20)) | torch.arange(keys.shape[1], device=keys.device)  # no two alike: any sort will do
-    if rank.device.type == "cpu":  # numpy's sort is vectorised and takes a tenth of torch's time
-        ordered = torch.from_numpy(np.sort(rank.numpy(), axis=1))
-    else:
-        ordered = rank.sort(dim=1).values
+    # On a CPU numpy's sort is vectorised and takes a tenth of torch's time.
+    on_host = rank.device.type == "cpu"
+    ordered = torch.from_numpy(np.sort(rank.numpy(), axis=1)) if on_host else rank.sort(dim=1).values
     last = ordered.gather(1, (budget - 1).clamp(min=0)[:, None])
     return (rank <= last) & (budget > 0)[:, None]
 
 
-def ast_mask(
-    cfg: Config, labels: torch.Tensor, u: torch.Tensor, p: torch.Tensor, budget: torch.Tensor
-) -> torch.Tensor:
+def ast_mask(cfg: Config, labels: torch.Tensor, u: torch.Tensor, p: torch.Tensor, budget: torch.Tensor) -> torch.Tensor:
     """Algorithm 1: `budget` code tokens of each sample by weighted sampling without replacement, bool (B, L).
 
     The N smallest of -log(1 - u) / w (exponential keys, Efraimidis and Spirakis) are a weighted sample without
