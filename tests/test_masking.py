@@ -191,6 +191,38 @@ def test_spans_are_chosen_as_the_pseudo_code_says(size, p, uid):
     assert {i for i in np.flatnonzero(masking.corrupt(cfg, labels, [spans], ids, 7, level)[0].numpy()) if i >= 3} == got
 
 
+def greedy_groups(groups, order, budget):
+    """Groups in the given order, each whole if it fits: token positions, by a plain loop."""
+    taken = set()
+    for number in order:
+        tokens = {i for start, end, n in groups if n == number for i in range(start, end)}
+        if len(taken) + len(tokens) <= budget:
+            taken |= tokens
+    return taken
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.floats(0, 1), st.integers(0, 10**6), st.booleans())
+def test_groups_are_masked_whole_while_they_fit_and_the_budget_is_exact(names, p, uid, lines):
+    cfg = CFG["random"].but(masking="line" if lines else "identifier")
+    labels = labels_of([0, 1] + [3] * (2 * len(names)))
+    groups = np.array([(2 + 2 * i, 3 + 2 * i, n) for i, n in enumerate(names)], np.int32)  # every other token
+    ids, level = torch.tensor([uid]), torch.tensor([p], dtype=torch.float64)
+    got = set(np.flatnonzero(masking.corrupt(cfg, labels, [groups], ids, 4, level)[0].numpy())) - {0, 1}
+    budget = math.floor(p * 2 * len(names))
+    present = sorted(set(names))
+    draws = masking.uniform(0, ids, 4, masking.SHUFFLE, len(groups))[0, : len(present)].numpy()
+    want = greedy_groups(groups.tolist(), [present[i] for i in np.argsort(draws, kind="stable")], budget)
+    assert want <= got
+    assert len(got) == budget
+
+
+def test_a_sample_without_groups_is_filled_uniformly():
+    cfg, labels = CFG["random"].but(masking="identifier"), labels_of([0, 1, 3, 3, 3, 3])
+    level, none = torch.tensor([0.5], dtype=torch.float64), np.zeros((0, 3), np.int32)
+    assert masking.corrupt(cfg, labels, [none], torch.tensor([1]), 0, level)[0, 2:].sum() == 2
+
+
 def test_random_numbers_are_uniform_and_independent():
     u = masking.uniform(3, torch.arange(300), 17, 2, 400).numpy()
     assert stats.kstest(u.ravel(), "uniform").pvalue > 1e-3

@@ -1,4 +1,4 @@
-"""The noise schedule and the three corruption operators (3.2 to 3.4, appendix A.2 and C).
+"""The noise schedule and the corruption rules (3.2 to 3.4, appendix A.2 and C).
 
     batch = dict(uid=..., labels=...)                       # int64 (B,), uint8 (B, L)
     p = noise_level(cfg, uid, step, total_steps)            # float64 (B,): P_mask of each sample
@@ -7,7 +7,8 @@
 Everything is pure: a mask depends on (seed, sample id, optimiser step), never on rank, batch layout or resume,
 because its randomness is a hash of those and of the position (`uniform`) instead of a generator's state. The hash is
 integer arithmetic, so it is the same on every device. `random` and `ast` run on the device of `labels`;
-`ast_span` is sequential by definition (Algorithm 2) and runs on the host.
+`ast_span` is sequential by definition (Algorithm 2) and runs on the host, as do `identifier` and `line`, two rules
+beyond the paper. A new rule is a function here, a branch in `corrupt` and its name in config.py (docs/rules.md).
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 # What a random number is for: streams of one (seed, sample, step) that never meet.
 NOISE, TOKENS, SHUFFLE, ACCEPT, FILL = 0, 1, 3, 4, 5
+
+READS = {"ast_span": "spans", "identifier": "names", "line": "lines"}
+"""The column of the encoded samples that a rule reads besides the labels."""
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64: splitmix64's increment
 _MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -84,8 +88,9 @@ def corrupt(
 ) -> torch.Tensor:
     """The positions to mask: bool (B, L).
 
-    labels: uint8 (B, L), `tokens.LABELS` by code. spans: per sample int32 (n, 3) token start, end, tier of each AST
-    node (only `ast_span` reads them). uid: int64 (B,) sample ids. p: float64 (B,) from `noise_level`.
+    labels: uint8 (B, L), `tokens.LABELS` by code. spans: per sample what `READS` names, int32 (n, 3) of token start,
+    end and number: an AST node's tier, an occurrence's name, a line (None for rules that read nothing).
+    uid: int64 (B,) sample ids. p: float64 (B,) from `noise_level`.
     Reasoning is masked token by token with probability P (3.2), the prompt never; code as `cfg.masking` says.
     """
     u = uniform(cfg.seed, uid, step, TOKENS, labels.shape[1])
@@ -98,6 +103,8 @@ def corrupt(
         mask |= ast_mask(cfg, labels, u, p, budget)
     elif cfg.masking == "ast_span":
         mask |= span_mask(cfg, labels, spans, uid, step, budget)
+    elif cfg.masking in ("identifier", "line"):
+        mask |= group_mask(cfg, labels, spans, uid, step, u, budget)
     elif cfg.random_budget == "exact":
         mask |= take(torch.where(code, u, torch.inf), budget)
     else:
@@ -212,6 +219,37 @@ def _take_spans(spans: np.ndarray, budget: int, width: int) -> bytearray:
             if count >= budget:
                 break
     return mask
+
+
+def group_mask(
+    cfg: Config,
+    labels: torch.Tensor,
+    groups: list[np.ndarray],
+    uid: torch.Tensor,
+    step: int,
+    u: torch.Tensor,
+    budget: torch.Tensor,
+) -> torch.Tensor:
+    """Groups of code tokens that are masked together or not at all, in random order, as long as they fit: bool (B, L).
+
+    `identifier`: all occurrences of a name (the cross-tree links R of 3.2). `line`: all tokens of a line. A group too
+    large for what is left of the budget is passed over; the rest is filled uniformly, so that the budget is exact.
+    """
+    chosen = torch.zeros(labels.shape, dtype=torch.bool)
+    draws = uniform(cfg.seed, uid.cpu(), step, SHUFFLE, max([len(g) for g in groups], default=0)).numpy()
+    for row, (group, left) in enumerate(zip(groups, budget.tolist(), strict=True)):
+        spans = group[np.argsort(group[:, 2], kind="stable")]  # each group's spans side by side
+        first = np.flatnonzero(np.diff(spans[:, 2], prepend=-1))
+        sizes = np.add.reduceat(spans[:, 1] - spans[:, 0], first) if len(first) else first
+        ends = np.append(first, len(spans))[1:]
+        for i in np.argsort(draws[row, : len(first)], kind="stable"):
+            if sizes[i] <= left:
+                left -= sizes[i]
+                for start, end in spans[first[i] : ends[i], :2]:
+                    chosen[row, start:end] = True
+    chosen = chosen.to(labels.device)
+    missing = budget - chosen.sum(1)
+    return chosen | take(torch.where((labels >= CODE) & ~chosen, u, torch.inf), missing)
 
 
 def apply_mask(ids: torch.Tensor, mask: torch.Tensor, mask_id: int) -> torch.Tensor:
