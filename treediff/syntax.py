@@ -440,6 +440,29 @@ def node_spans(parsed: Parsed, tiered_only: bool = False) -> np.ndarray:
     return spans[spans[:, 2] > 0] if tiered_only else spans
 
 
+def name_spans(parsed: Parsed) -> np.ndarray:
+    """Every occurrence of a name: int32 (n, 3) of start byte, end byte, the name's number in order of appearance.
+
+    Names are the leaves that the grammar calls some kind of identifier; the same text is the same name.
+    """
+    g, nodes = parsed.grammar, parsed.nodes
+    kinds = [g.parser.language.node_kind_for_id(i) or "" for i in range(len(g.tier_of_kind) - 1)]
+    name = np.array([kind.endswith("identifier") for kind in kinds] + [False])[nodes.kind]
+    leaf = np.append(nodes.start[1:] >= nodes.end[:-1], True)
+    at = np.flatnonzero(name & leaf & (nodes.end > nodes.start))
+    spans = list(zip(nodes.start[at].tolist(), nodes.end[at].tolist(), strict=True))
+    number: dict[bytes, int] = {}
+    out = [(a, b, number.setdefault(parsed.source[a:b], len(number))) for a, b in spans]
+    return np.array(out, np.int32).reshape(-1, 3)
+
+
+def line_spans(source: bytes) -> np.ndarray:
+    """Every line: int32 (n, 3) of start byte, end byte (its newline included), line number from 0."""
+    starts = np.flatnonzero(np.frombuffer(b"\n" + source, np.uint8) == ord("\n"))
+    starts = starts[starts < len(source)]
+    return np.column_stack([starts, np.append(starts, len(source))[1:], np.arange(len(starts))]).astype(np.int32)
+
+
 def error_bytes(parsed: Parsed) -> int:
     """Bytes inside the outermost ERROR regions: 0 for code that parses."""
     if not parsed.tree.root_node.has_error:
