@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 MASKINGS = ("random", "ast_span", "ast")
-"""The corruption strategies, in the order of the paper's Table 2."""
+"""The paper's corruption strategies, in the order of its Table 2. There are two more: `identifier` and `line`."""
 
 
 class UserError(Exception):
@@ -45,8 +45,11 @@ def switch(default: Any, stage: str, text: str, paper: str = "") -> Any:
 class Config:
     # --- which run -------------------------------------------------------------------------------------------
     preset: str = switch("paper", "run", "the preset these switches started from")
-    masking: Literal["base", "random", "ast", "ast_span"] = switch(
-        "ast", "run", "corruption of the code region; `base` is the backbone without fine-tuning", "3.4, C"
+    masking: Literal["base", "random", "ast", "ast_span", "identifier", "line"] = switch(
+        "ast",
+        "run",
+        "corruption of the code region (`identifier` and `line` are not the paper's); `base`: no fine-tuning",
+        "3.4, C",
     )
     seed: int = switch(0, "run", "seed of data order, noise, masks, initialisation and sampling")
 
