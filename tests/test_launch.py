@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from treediff import launch, sample, steplog, train
+from treediff import answers, launch, steplog, train
 from treediff.config import UserError, resolve
 
 SHORT: dict = {
@@ -55,7 +55,7 @@ def test_only_the_adapter_was_trained(done):
     weights = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
     assert len(weights) == 2 * 7 * done.n_layers
     assert any(w.abs().max() > 0 for name, w in weights.items() if "lora_B" in name)  # B starts at 0
-    base, tuned = sample.load_run(done.with_masking("base")), sample.load_run(done)
+    base, tuned = answers.load_run(done.with_masking("base")), answers.load_run(done)
     same = [torch.equal(a, b) for a, b in zip(base.parameters(), tuned.parameters(), strict=True)]
     assert sum(not s for s in same) == 7 * done.n_layers
 

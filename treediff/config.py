@@ -15,6 +15,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import typing
@@ -177,6 +178,7 @@ class Config:
     master_port: int = switch(0, "run", "port of the first node; 0 picks a free one")
 
     # --- sampling --------------------------------------------------------------------------------------------
+    model: str = switch("", "run", "a causal language model (folder or hub id) to sample in place of the run's own")
     benchmarks: list[str] = switch(["humaneval", "mbpp"], "run", "what to sample and score: humaneval, mbpp, tinycode")
     benchmark_files: dict[str, str] = switch(
         {}, "sample", "files of benchmarks by name, as EvalPlus packs them; one not named is downloaded by EvalPlus"
@@ -186,6 +188,21 @@ class Config:
     block_length: int = switch(32, "sample", "tokens per semi-autoregressive block [tokens]", "A.1")
     tokens_per_step: int = switch(1, "sample", "tokens committed per denoising step (T steps for T tokens: 1)", "4.1")
     temperature: float = switch(0.0, "sample", "Gumbel noise on the logits; 0 is deterministic", "A.1")
+    guidance: float = switch(
+        0.0, "sample", "classifier-free guidance: how far from what the model says without the prompt; 0 is off"
+    )
+    remasking: Literal["low_confidence", "random"] = switch(
+        "low_confidence", "sample", "committed first: the most confident tokens, or random ones", "A.1"
+    )
+    threshold: float = switch(
+        0.0,
+        "sample",
+        "fast: commit all tokens of at least this confidence, and one at the least (Fast-dLLM: 0.9); 0 keeps T steps",
+    )
+    cache: Literal["none", "prefix", "dual"] = switch(
+        "none", "sample", "fast: keys and values computed once per block for the tokens before it, or for all others"
+    )
+    early_exit: bool = switch(True, "sample", "an answer that has ended is not decoded any further")
     prompt_style: Literal["instruct", "prefill", "bare"] = switch(
         "instruct",
         "sample",
@@ -194,11 +211,18 @@ class Config:
     think: Literal["free", "open", "closed"] = switch(
         "free", "sample", "start of the answer: the model's choice, an open <think>, or an empty closed one"
     )
-    eos_suppression: bool = switch(False, "sample", "an EOS is never committed while another position can be")
+    eos_suppression: Literal["off", "logits", "confidence"] = switch(
+        "off",
+        "sample",
+        "`logits`: EOS is never proposed (LLaDA's logits_eos_inf); `confidence`: EOS and EOT are committed only when "
+        "nothing else is left (its confidence_eos_eot_inf)",
+    )
     extract: Literal["sanitize", "first_fence"] = switch(
         "sanitize", "sample", "program out of the answer: EvalPlus's sanitize, or the first code fence"
     )
-    sample_batch: int = switch(16, "run", "prompts decoded together")
+    samples_per_task: int = switch(1, "run", "samples per benchmark problem (pass@k); more need a temperature")
+    sample_batch: int = switch(16, "run", "prompts decoded together at most; fewer if a GPU's memory asks for it")
+    sample_processes: int = switch(0, "run", "processes that sample; 0: one per GPU, or one")
 
     # --- scoring ---------------------------------------------------------------------------------------------
     workers: int = switch(0, "run", "programs scored at a time; 0 takes one per core")
@@ -215,6 +239,8 @@ class Config:
     @property
     def run_dir(self) -> Path:
         """runs/<preset>/<masking>-seed<k>: one run, the contract between the stages."""
+        if self.model:
+            return self.preset_dir / f"model-{re.sub('[^A-Za-z0-9._-]+', '-', self.model).strip('-.')}-seed{self.seed}"
         return self.preset_dir / f"{self.masking}-seed{self.seed}"
 
     @property
@@ -424,6 +450,15 @@ def check(cfg: Config) -> None:
     _demand(0 <= cfg.node_rank < cfg.nodes, "node_rank", f"must lie in [0, {cfg.nodes})")
     by_hand = cfg.nodes > 1 and not cfg.hostfile
     _demand(not by_hand or cfg.master_port > 0, "master_port", "must be given, the same on every node")
+    _demand(1 <= cfg.samples_per_task <= 256, "samples_per_task", "must lie in [1, 256]")
+    _demand(
+        cfg.samples_per_task == 1 or cfg.temperature > 0,
+        "samples_per_task",
+        "more than one sample needs a temperature, or all are the same",
+    )
+    for name in ("temperature", "guidance", "sample_processes"):
+        _demand(getattr(cfg, name) >= 0, name, "must not be negative")
+    _demand(0 <= cfg.threshold <= 1, "threshold", "must lie in [0, 1]")
     _demand(0 <= cfg.eps_min <= cfg.eps_max <= 1, "eps_min", "must lie in 0 <= eps_min <= eps_max <= 1")
     _demand(0 <= cfg.lora_dropout < 1, "lora_dropout", "must lie in [0, 1)")
     _demand(0 <= cfg.warmup <= 1, "warmup", "must be a share between 0 and 1")
