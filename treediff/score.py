@@ -147,9 +147,7 @@ def read_samples(samples: Path, problems: dict[str, dict]) -> tuple[dict[str, li
         programs[task][number] = sample[field] if field == "solution" else problems[task]["prompt"] + sample[field]
     for task, of in programs.items():
         if missing := [n for n in range(max(of)) if n not in of]:
-            raise UserError(
-                f"{path}: task {task} has a sample {max(of)} but none {missing[0]}; sample it, or renumber."
-            )
+            raise UserError(f"{path}: task {task} has a sample {max(of)} but no {missing[0]}; sample it, or renumber.")
     if not programs:
         raise UserError(f"{path}: there is no sample of this benchmark in it; sample the model first.")
     if unknown:
