@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         sub.epilog = "Any switch of `treediff switches` may be given as --name value."
         return sub
 
-    sub = command("annotate", "print a source file coloured by tier")
+    sub = command("annotate", "print a source file coloured by tier; its suffix, or --language, says in which language")
     sub.add_argument("file", type=Path)
     # Data and a tokenizer are given, so the paper's lengths apply.
     sub = command("prepare", "encode a data set and report how many rows were dropped for which reason", "paper")
@@ -88,7 +88,9 @@ def annotate(args: argparse.Namespace, extra: list[str]) -> None:
     from treediff import plots, syntax
 
     cfg = switches(args, extra)
-    parsed = syntax.parse(syntax.read_source(args.file), cfg.language)
+    named = any(x.partition("=")[0] == "--language" for x in extra)
+    language = cfg.language if named else syntax.language_of(args.file)
+    parsed = syntax.parse(syntax.read_source(args.file), language)
     tiers = syntax.byte_tiers(parsed, cfg.tier_owner)
     print(plots.ansi(parsed.source, tiers), end="")
     if parsed.source:

@@ -70,7 +70,9 @@ class Config:
     overlong: Literal["drop", "trim_reasoning"] = switch(
         "drop", "data", "rows over max_length: drop, or cut the reasoning (the code always stays whole)"
     )
-    language: str = switch("python", "data", "language of the code region")
+    language: str = switch(
+        "python", "data", "language of the code region: python, javascript, typescript, java, c, cpp, go, rust"
+    )
     tier_owner: Literal["innermost", "outermost", "keyword"] = switch(
         "innermost",
         "data",
