@@ -82,10 +82,10 @@ def trained(cfg: Config) -> Path:
         return run_dir
     if cfg.masking != "base":
         trained(cfg.with_masking("base"))
-    from treediff import corpus, tokens, train
+    from treediff import corpus, prepare, tokens, train
 
     tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
-    total = train.total_steps(cfg, len(corpus.prepared(cfg)))
+    total = train.total_steps(cfg, len(prepare.prepared(cfg)))
     _run(cfg, run_dir.resolve(), total)
     if not is_trained(cfg):
         raise UserError(f"{run_dir}: training ended without weights; see {run_dir / 'train.log'}.")

@@ -117,6 +117,13 @@ def grammar(language: str = "python") -> Grammar:
     return Grammar(table, Parser(lang), Query(lang, "\n".join(patterns)), Query(lang, "(_) @node"), tier_of_kind)
 
 
+def grammar_version(language: str = "python") -> str:
+    """Version of the wheel that a language's grammar comes from. Raises UserError as `grammar` does."""
+    from importlib.metadata import version
+
+    return version(grammar(language).table.grammar.replace("_", "-"))
+
+
 def read_source(path: Path) -> bytes:
     """The bytes of a source file. Raises UserError if it is missing, no file, or not UTF-8."""
     try:
