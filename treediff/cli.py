@@ -108,11 +108,11 @@ def annotate(args: argparse.Namespace, extra: list[str]) -> None:
 def prepare(args: argparse.Namespace, extra: list[str]) -> None:
     import json
 
-    from treediff import corpus
+    from treediff import prepare
 
     cfg = switches(args, extra)
-    folder = args.out or corpus.data_folder(cfg)
-    print(json.dumps(corpus.stats(cfg, args.out), indent=1))
+    folder = args.out or prepare.data_folder(cfg)
+    print(json.dumps(prepare.stats(cfg, args.out), indent=1))
     print(f"{folder}: open it with datasets.load_from_disk.", file=sys.stderr)
 
 

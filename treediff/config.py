@@ -91,6 +91,13 @@ class Config:
         "C",
     )
 
+    decontaminate: bool = switch(
+        False, "data", "leave out rows that hold a problem of `benchmarks` (see treediff/contamination.py)", "4.1"
+    )
+    embedder: str = switch(
+        "", "run", "sentence-embedding model (folder or hub id) whose nearest pairs are listed as well; empty: none"
+    )
+
     # --- corruption ------------------------------------------------------------------------------------------
     tier_weights: dict[str, float] = switch(
         {"skeleton": 0.15, "data": 0.42, "condition": 0.58, "control": 0.60},
@@ -226,8 +233,8 @@ class Config:
     sample_batch: int = switch(16, "run", "prompts decoded together at most; fewer if a GPU's memory asks for it")
     sample_processes: int = switch(0, "run", "processes that sample; 0: one per GPU, or one")
 
-    # --- scoring ---------------------------------------------------------------------------------------------
-    workers: int = switch(0, "run", "programs scored at a time; 0 takes one per core")
+    # --- processes ---------------------------------------------------------------------------------------------
+    workers: int = switch(0, "run", "processes that prepare rows, programs scored at a time; 0: one per core")
 
     def __post_init__(self) -> None:
         check(self)

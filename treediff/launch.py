@@ -94,11 +94,11 @@ def trained(cfg: Config) -> Path:
         return run_dir
     if cfg.masking != "base":
         trained(cfg.with_masking("base"))
-    from treediff import batch, corpus, heldout, steplog, tokens
+    from treediff import batch, corpus, heldout, prepare, steplog, tokens
 
     steplog.check_tracker(cfg)
     tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
-    total = batch.total_steps(cfg, len(corpus.prepared(cfg)))
+    total = batch.total_steps(cfg, len(prepare.prepared(cfg)))
     if len(heldout.rows(cfg)) < cfg.eval_rows and cfg.eval_every:
         log.warning("%s: fewer than eval_rows = %d rows are left to hold out.", cfg.data, cfg.eval_rows)
     _run(cfg, run_dir.resolve(), total)
