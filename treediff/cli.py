@@ -31,7 +31,8 @@ def parser() -> argparse.ArgumentParser:
     # Data and a tokenizer are given, so the paper's lengths apply.
     sub = command("prepare", "encode a data set and report how many rows were dropped for which reason", "paper")
     sub.add_argument("--out", type=Path, help="folder of the data set; without it, under runs/<preset>/data")
-    command("train", "train one run, and the backbone and data that it needs")
+    sub = command("train", "train one run, and the backbone and data that it needs")
+    sub.add_argument("--plan", action="store_true", help="only say what it would take: steps, hours, memory, disk")
     command("sample", "sample the benchmarks from one run, training it first if need be")
     sub = command("score", "score one run's samples, or any file of samples, in a sandbox")
     sub.add_argument("--benchmark", help="humaneval, mbpp or tinycode, with --samples and --out")
@@ -114,9 +115,14 @@ def prepare(args: argparse.Namespace, extra: list[str]) -> None:
 
 
 def train(args: argparse.Namespace, extra: list[str]) -> None:
-    from treediff import launch
+    from treediff import launch, plan
 
-    print(launch.trained(switches(args, extra)))
+    cfg = switches(args, extra)
+    if args.plan:
+        print(plan.text(plan.plan(cfg)))
+        plan.check(cfg)
+    else:
+        print(launch.trained(cfg))
 
 
 def sample(args: argparse.Namespace, extra: list[str]) -> None:
