@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from treediff import watch
+from treediff import plan, watch
 from treediff.config import Config, UserError, claim, whole, write_json
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ def trained(cfg: Config) -> Path:
     Raises UserError if the run directory was made with other switches, or if training failed (with the words of the
     process that failed first).
     """
+    if not is_trained(cfg):
+        plan.check(cfg)
     run_dir = claim(cfg, *TRAINING_STAGES)
     if is_trained(cfg):
         return run_dir
