@@ -5,8 +5,8 @@
 
 For each mode: forward passes, answer tokens per row and forward pass, wall-clock ratio to the exact mode and to the
 literal loop, agreement with the exact mode's answers. Answer tokens are those before the first end of text: neither
-prompt nor EOS counts. The modes take turns, so that a machine whose speed drifts slows all of them; ratios are medians over
-the rounds. With random weights no proposal is ever sure, so there the threshold has nothing to show.
+prompt nor EOS counts. The modes take turns, so that a machine whose speed drifts slows all of them, and ratios are
+medians over the rounds. With random weights no proposal is ever sure, so there the threshold has nothing to show.
 """
 
 from __future__ import annotations
