@@ -144,6 +144,8 @@ def score(args: argparse.Namespace, extra: list[str]) -> None:
         ledger = scoring.score(args.benchmark, args.data, args.samples, args.out, workers=cfg.workers)
         counts = scoring.passes(ledger)
         print(f"{args.benchmark}: base {counts['base']}/{counts['n']}, plus {counts['plus']}/{counts['n']}")
+        for line in scoring.passes_at(ledger):
+            print(line)
         return
     cfg = switches(args, extra, data=args.data)
     for benchmark in cfg.benchmarks:

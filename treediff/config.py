@@ -161,7 +161,21 @@ class Config:
     zero_stage: int = switch(2, "train", "DeepSpeed ZeRO stage", "A")
     gradient_checkpointing: bool = switch(True, "train", "recompute activations in the backward pass")
     checkpoint_every: int = switch(100, "run", "optimiser steps between checkpoints")
-    master_port: int = switch(0, "run", "port of the launcher on loopback; 0 picks a free one")
+    eval_every: int = switch(250, "run", "optimiser steps between held-out evaluations while training; 0: none")
+    eval_rows: int = switch(128, "run", "held-out rows, never trained on; evaluating changes nothing in the training")
+    tracker: Literal["none", "tensorboard", "wandb"] = switch(
+        "none", "run", "where the step log goes besides log.jsonl (the package must be installed)"
+    )
+    stall_timeout: float = switch(
+        300.0, "run", "a run ends with an error if a rank shows no sign of life for so long [s]; 0 waits for ever"
+    )
+    peak_flops: float = switch(0.0, "run", "a device's FLOP/s, for the log's MFU; 0 takes those of known GPUs")
+    gpu_memory: float = switch(0.0, "run", "memory of a GPU, for the plan [GB]; 0 takes that of the GPU that is there")
+    hostfile: str = switch("", "run", "DeepSpeed host file of several nodes, reached by ssh (`host slots=8` a line)")
+    nodes: int = switch(1, "run", "machines that `processes` are spread over; without a host file start one per node")
+    node_rank: int = switch(0, "run", "which of them this is, when started by hand on each")
+    master_addr: str = switch("127.0.0.1", "run", "address of the first node")
+    master_port: int = switch(0, "run", "port of the first node; 0 picks a free one")
 
     # --- sampling --------------------------------------------------------------------------------------------
     model: str = switch("", "run", "a causal language model (folder or hub id) to sample in place of the run's own")
@@ -299,6 +313,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "micro_batch": 16,
             "zero_stage": 0,
             "checkpoint_every": 200,
+            "eval_every": 250,
         },
         "lora_rank": 16,
         "lora_alpha": 32.0,
@@ -310,6 +325,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "processes": 2,
         "precision": "fp32",
         "gradient_checkpointing": False,
+        "eval_every": 50,
+        "eval_rows": 64,
         "benchmarks": ["tinycode"],
         "lengths": [64, 96],
         "limit": 120,
@@ -421,12 +438,18 @@ def _describe(want: Any) -> str:
 
 def check(cfg: Config) -> None:
     """Refuse values that no stage can work with. Raises UserError naming the switch."""
-    for name in ("rows", "limit", "max_steps", "lora_rank", "seed", "workers", "master_port"):
+    for name in ("rows", "limit", "max_steps", "lora_rank", "seed", "workers", "master_port", "eval_every"):
         _demand(getattr(cfg, name) >= 0, name, "must not be negative")
     for name in ("max_length", "d_model", "n_layers", "n_heads", "mlp_hidden", "micro_batch", "accumulation"):
         _demand(getattr(cfg, name) >= 1, name, "must be at least 1")
     for name in ("processes", "checkpoint_every", "block_length", "tokens_per_step", "sample_batch"):
         _demand(getattr(cfg, name) >= 1, name, "must be at least 1")
+    for name in ("eval_rows", "stall_timeout", "peak_flops", "gpu_memory"):
+        _demand(getattr(cfg, name) >= 0, name, "must not be negative")
+    _demand(cfg.nodes >= 1 and cfg.processes % cfg.nodes == 0, "nodes", f"must divide processes {cfg.processes}")
+    _demand(0 <= cfg.node_rank < cfg.nodes, "node_rank", f"must lie in [0, {cfg.nodes})")
+    by_hand = cfg.nodes > 1 and not cfg.hostfile
+    _demand(not by_hand or cfg.master_port > 0, "master_port", "must be given, the same on every node")
     _demand(1 <= cfg.samples_per_task <= 256, "samples_per_task", "must lie in [1, 256]")
     _demand(
         cfg.samples_per_task == 1 or cfg.temperature > 0,

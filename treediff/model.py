@@ -266,7 +266,27 @@ def load_adapter(model: LlamaForCausalLM, folder: Path) -> LlamaForCausalLM:
 def encode(model: nn.Module, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
     """Last hidden states (B, L, d) of token ids (B, L); `attention_mask` (B, L) is 0 at padding, None without any."""
     llama = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if attention_mask is not None:
+        # transformers would look into the mask, which makes the host wait for the device; one of four axes it takes as
+        # it is. It broadcasts over heads and queries, so that (B, 1, L, L) never exists.
+        seen = attention_mask.bool()[:, None, None, :]
+        if llama.config._attn_implementation == "eager":  # adds its mask to the scores
+            dtype = llama.dtype
+            seen = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+        attention_mask = seen
     return llama.model(input_ids=ids, attention_mask=attention_mask).last_hidden_state
+
+
+def check_tokenizer(model: LlamaForCausalLM, tok: Any) -> None:
+    """Raises UserError if the model cannot have been made with this tokenizer."""
+    rows, config = model.get_input_embeddings().weight.shape[0], model.llada_config
+    most = max(tok.get_vocab().values(), default=0)
+    if most >= rows:
+        raise UserError(f"tokenizer: its ids go up to {most}, the backbone's embedding has {rows} rows only.")
+    for key, name in (("mask_token_id", "mask"), ("eos_token_id", "end-of-text")):
+        mine, its = getattr(tok, key), config.get(key)
+        if its is not None and its != mine:
+            raise UserError(f"tokenizer: its {name} token is {mine}, the backbone's is {its}: it is another model's.")
 
 
 def head(model: nn.Module) -> nn.Linear:
