@@ -395,3 +395,16 @@ def encode_window(
     for layer in llama.layers:
         hidden = layer(hidden, attention_mask=bias, position_embeddings=rotary, past_key_values=kept)
     return llama.norm(hidden)
+
+
+def random_backbone(shape: dict[str, int], dtype: torch.dtype, device: str) -> LlamaForCausalLM:
+    """A backbone of a given shape with weights drawn on the device: for measuring speed, where their values are idle.
+
+    `shape` gives d_model, n_layers, n_heads, mlp_hidden_size and vocab_size, as LLaDA's config.json calls them.
+    """
+    config = {**_REQUIRED, **shape, "max_sequence_length": 4096, "rms_norm_eps": 1e-5, "rope_theta": 500000.0}
+    model = _finish(_empty(config, dtype).to_empty(device=device), device)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(1.0) if weight.dim() == 1 else weight.normal_(0, weight.shape[1] ** -0.5)
+    return model
