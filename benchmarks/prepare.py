@@ -3,14 +3,16 @@
     python benchmarks/prepare.py --tokenizer FOLDER --traces FILE.jsonl [--rows 4000] [--runs 3] [--bytes 48000]
     python benchmarks/prepare.py --tokenizer FOLDER --traces FILE.jsonl --rows 150000 --runs 0 --folder DIR
 
-With `--runs 0` it only prepares, once, at 4,096, and leaves rows and data set in DIR: killed, it goes on when called again.
+With `--runs 0` it only prepares, once, at 4,096, and leaves rows and data set in DIR; killed, it goes on when called
+again.
 
 The rows are generated: TinyCode's problems and programs, with reasoning cut from the traces (a JSONL file in
-OpenCodeReasoning's columns), in log-normal lengths of the given mean and with a spread like the real ones' (half of them
-below 0.7 of the mean). Three figures, alternating in one run: the tokenizer on every row whole; `prepare` on every row
-whole (max_length without bound, so that nothing is refused); `prepare` at max_length 4,096, which stops early at rows
-that are too long. Throughput counts the bytes of all rows, wall-clock, with the start of the processes. Peak memory is
-the resident set of this process and of each child, sampled (pages of mapped files, and those shared, count in each).
+OpenCodeReasoning's columns), in log-normal lengths of the given mean and with a spread like the real ones' (half of
+them below 0.7 of the mean). Three figures, alternating in one run: the tokenizer on every row whole; `prepare` on
+every row whole (max_length without bound, so that nothing is refused); `prepare` at max_length 4,096, which stops
+early at rows that are too long. Throughput counts the bytes of all rows, wall-clock, with the start of the processes.
+Peak memory is the resident set of this process and of each child, sampled (pages of mapped files, and those shared,
+count in each).
 """
 
 from __future__ import annotations

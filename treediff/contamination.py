@@ -41,7 +41,7 @@ NGRAM = {"code": 12, "text": 8}
 SHINGLE = {"code": 5, "text": 3}
 """Length of the n-grams whose sets MinHash compares."""
 
-FLAG = {"code": 0.6, "text": 0.6, "minhash": 0.7}
+FLAG = {"code": 0.6, "text": 0.6, "minhash": 0.6}
 """A row is contaminated if one of its measures reaches this (docs/contamination.md: how the values were found)."""
 
 FEW = 8
@@ -72,20 +72,26 @@ _TESTS = re.compile(r"^\s*(?:>>>|assert\b).*$", re.M)
 
 def program_tokens(code: str) -> list[tuple[str, bool]]:
     """A Python program's tokens as (text, whether it is a made-up name), normalised as the module says. Never fails."""
-    out: list[tuple[str, bool]] = []
-    line: list[tuple[str, str]] = []
-    for found in _LEXEME.finditer(f"{_IMPORT.sub('', code)}\n"):
+    lines: list[list[tuple[str, str, bool]]] = [[]]
+    depth = 0  # of brackets, in which a line goes on
+    for found in _LEXEME.finditer(_IMPORT.sub("", code)):
         kind, text = found.lastgroup, found[0]
-        if kind == "newline":
-            if not all(k == "string" for k, _ in line):  # strings alone on a line are docstrings
-                out += [(t, k == "name" and t not in _KNOWN) for k, t in line if t not in _GROUPING]
-            line = []
+        if kind == "newline" and not depth:
+            lines.append([])
         elif kind == "string":
-            line.append((kind, text.lstrip("rbufRBUF").strip("\"'")))
-        elif kind:
-            line.append((kind, text))
-    # What follows a dot is another one's name, which a copy must keep.
-    return [(t, own and (i == 0 or out[i - 1][0] != ".")) for i, (t, own) in enumerate(out)]
+            lines[-1].append((kind, text.lstrip("rbufRBUF").strip("\"'").replace("\\", ""), False))
+        elif kind and kind != "newline":
+            depth = max(0, depth + (text in "([{") - (text in ")]}"))
+            # What follows a dot is another one's name, which a copy must keep.
+            own = kind == "name" and text not in _KNOWN and not (lines[-1] and lines[-1][-1][:2] == ("mark", "."))
+            lines[-1].append((kind, text, own))
+    return [
+        (text, own)
+        for line in lines
+        if not all(kind == "string" for kind, _, _ in line)  # strings alone on a line are docstrings
+        for kind, text, own in line
+        if kind == "string" or text not in _GROUPING
+    ]
 
 
 def words(text: str) -> list[str]:
