@@ -248,6 +248,32 @@ def test_a_benchmark_out_of_reach_is_said_and_checked_later(setting, tmp_path):
         prepare.prepared(missing.but(decontaminate=True))
 
 
+def test_embeddings_list_their_nearest_pairs(setting, tmp_path):
+    """The mechanics, by a tiny model with random weights: a copy's embedding is the problem's own."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    net = BertModel(BertConfig(vocab_size=500, max_position_embeddings=200, **shape))
+    net.save_pretrained(tmp_path / "bert")
+    tokens.load_tokenizer(setting.tokenizer).save_pretrained(tmp_path / "bert")
+    before = prepare.stats(setting.but(rows=0))["contamination"]
+    assert "embeddings" not in before
+    cfg = setting.but(rows=0, embedder=str(tmp_path / "bert"))
+    found = prepare.stats(cfg)["contamination"]
+    assert {k: v for k, v in found.items() if k != "embeddings"} == before
+    assert found["embeddings"]["model"] == cfg.embedder
+    cosines = [p["cosine"] for p in found["embeddings"]["nearest"]]
+    assert len(cosines) == 12
+    assert cosines == sorted(cosines, reverse=True)
+    assert all(-1 <= c <= 1.0001 for c in cosines)
+    again = prepare.stats(cfg)["contamination"]
+    assert again == found
+    with pytest.raises(UserError, match=r"embedder: .*none is neither a model folder"):
+        prepare.stats(cfg.but(embedder=str(tmp_path / "none")))
+
+
 # --- real problems ---------------------------------------------------------------------------------------------------
 
 
