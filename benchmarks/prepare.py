@@ -10,10 +10,9 @@ The rows are generated: TinyCode's problems and programs, with reasoning cut fro
 OpenCodeReasoning's columns), in log-normal lengths of the given mean and with a spread like the real ones' (half of
 them below 0.7 of the mean). Three figures, alternating in one run: the tokenizer on every row whole; `prepare` on
 every row whole (max_length without bound, so that nothing is refused); `prepare` at max_length 4,096, which stops
-early at rows that are too long. Throughput counts the bytes of all rows, wall-clock, with the start of the processes; the ratio of
-processor times is the one to read on a machine that others use too.
-Peak memory is the resident set of this process and of each child, sampled (pages of mapped files, and those shared,
-count in each).
+early at rows that are too long. Throughput counts the bytes of all rows, wall-clock, with the start of the processes;
+on a machine that others use too, the ratio of processor times is the one to read. Peak memory is the resident set of
+this process and of each child, sampled (pages of mapped files, and those shared, count in each).
 """
 
 from __future__ import annotations

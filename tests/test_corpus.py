@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -170,15 +171,25 @@ def test_a_text_is_called_too_long_only_if_it_is(cutting, parts, piece):
             assert not corpus.surely_longer(cutting, text, room) or full > room
 
 
-def test_a_long_text_is_refused_without_being_read_to_its_end(cutting, tok, monkeypatch):
+class Watched:
+    """A tokenizer that writes down what it is given."""
+
+    def __init__(self, backend):
+        self.backend, self.seen = backend, []
+
+    def encode(self, text, **how):
+        self.seen.append(text)
+        return self.backend.encode(text, **how)
+
+    def __getattr__(self, name):
+        return getattr(self.backend, name)
+
+
+def test_a_long_text_is_refused_without_being_read_to_its_end(cutting, tok):
     text = "two words and it's more, " * 4000
-    seen = []
-    real = tokens.encode
-    monkeypatch.setattr(
-        tokens, "encode", lambda tok, text, special=False: seen.append(text) or real(tok, text, special)
-    )
-    assert corpus.surely_longer(cutting, text, 1000)
-    assert 1000 < len("".join(seen)) < len(text) / 4
+    watched = Watched(cutting.backend_tokenizer)
+    assert corpus.surely_longer(SimpleNamespace(backend_tokenizer=watched), text, 1000) is True
+    assert 1000 < len("".join(watched.seen)) < len(text) / 4
     assert not corpus.surely_longer(cutting, text, len(text))
     assert not corpus.surely_longer(tok, text, 1000)  # a tokenizer of which it is not known where it cuts
 

@@ -179,12 +179,17 @@ def surely_longer(tok: PreTrainedTokenizerFast, text: str, room: int) -> bool:
     if len(text) <= _WORTH * room or not _splits_at_words(tok):
         return False
     count = start = 0
-    while count <= room:
-        cut = _WORDS.search(text, start + _PIECE)
-        if not cut:
-            return False
-        count += len(tokens.encode(tok, text[start : cut.start()])[0])
-        start = cut.start()
+    backend = tok.backend_tokenizer
+    backend.encode_special_tokens = True
+    try:
+        while count <= room:
+            cut = _WORDS.search(text, start + _PIECE)
+            if not cut:
+                return False
+            count += len(backend.encode(text[start : cut.start()], add_special_tokens=False))
+            start = cut.start()
+    finally:
+        backend.encode_special_tokens = False
     return True
 
 
