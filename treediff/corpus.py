@@ -159,6 +159,7 @@ def encode(cfg: Config, tok: PreTrainedTokenizerFast, ex: Example) -> dict[str, 
 
 TOO_LONG = "longer than max_length"
 _PIECE = 4096  # characters
+_WORTH = 5  # characters a token: a text of more than these may well be too long
 _WORDS = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])")
 _PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SPLITS = (  # LLaDA's, Llama 3's and Qwen 2's way of cutting a text before the merges
@@ -175,15 +176,20 @@ def surely_longer(tok: PreTrainedTokenizerFast, text: str, room: int) -> bool:
     Most rows of OpenCodeReasoning are far too long, so that this saves most of the work. It is exact, because the
     pieces are cut at a blank between two words, where the tokenizers that are let in here never join anything.
     """
-    if len(text) <= 5 * room or not _splits_at_words(tok):
+    if len(text) <= _WORTH * room or not _splits_at_words(tok):
         return False
     count = start = 0
-    while count <= room:
-        cut = _WORDS.search(text, start + _PIECE)
-        if not cut:
-            return False
-        count += len(tokens.encode(tok, text[start : cut.start()])[0])
-        start = cut.start()
+    backend = tok.backend_tokenizer
+    backend.encode_special_tokens = True
+    try:
+        while count <= room:
+            cut = _WORDS.search(text, start + _PIECE)
+            if not cut:
+                return False
+            count += len(backend.encode(text[start : cut.start()], add_special_tokens=False))
+            start = cut.start()
+    finally:
+        backend.encode_special_tokens = False
     return True
 
 

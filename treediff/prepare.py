@@ -72,12 +72,14 @@ def prepared(cfg: Config, out: Path | None = None) -> datasets.Dataset:
 def stats(cfg: Config, out: Path | None = None) -> dict[str, Any]:
     """What is known of the prepared data set: rows at each filter, tokens by label, lengths, shares, contamination.
 
-    The contamination is checked again if it was not checked yet, or against other benchmark files.
+    The contamination is checked again if it was not checked yet, or against other benchmark files or embeddings.
     """
     prepared(cfg, out)
     folder = Path(out or data_folder(cfg))
     found = read_json(folder / "stats.json")
-    if found["contamination"]["against"] != contamination.stamps(cfg):
+    known = found["contamination"]
+    other_model = cfg.embedder not in ("", known.get("embeddings", {}).get("model")) and known["against"]
+    if other_model or known["against"] != contamination.stamps(cfg):
         found["contamination"] = _check(cfg, sorted(folder.glob("*.arrow")))
         write_json(folder / "stats.json", found)
     return found
@@ -341,7 +343,8 @@ def _check(cfg: Config, files: list[Path]) -> dict[str, Any]:
     cfg = cfg.but(tokenizer=corpus.tokenizer_folder(cfg))
     if not contamination.stamps(cfg):
         return contamination.summary(cfg, [])
-    return contamination.summary(cfg, spread(cfg, contamination.compare_file, ((cfg, path) for path in files)))
+    found = contamination.summary(cfg, spread(cfg, contamination.compare_file, ((cfg, path) for path in files)))
+    return found | ({"embeddings": contamination.embedded(cfg, files)} if cfg.embedder else {})
 
 
 # --- processes -----------------------------------------------------------------------------------------------------
