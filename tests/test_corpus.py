@@ -1,12 +1,10 @@
 """Rows to encoded samples: what is kept, what is dropped for which reason, and what the labels say."""
 
-import json
-
 import numpy as np
 import pytest
 
 from treediff import corpus, tokens
-from treediff.config import UserError, resolve
+from treediff.config import resolve
 from treediff.corpus import Dropped
 
 GOOD = "<think>\nAdd them.\n</think>\n\nHere it is:\n```python\ndef f(a, b):\n    return a + b\n```\nDone."
@@ -87,82 +85,6 @@ def test_overlong_rows_are_dropped_or_lose_reasoning_never_code(tok):
 def test_a_mask_token_in_the_prompt_is_dropped(tok):
     with pytest.raises(Dropped, match="mask token"):
         corpus.encode(resolve("paper"), tok, corpus.example(row(input="What is <|mdm_mask|>?")))
-
-
-def prepare(path, tok, **switches):
-    return resolve("paper", data=str(path), tokenizer=tok.name_or_path, rows=0, **switches)
-
-
-def test_prepare_counts_and_reopens(tok, runs, tmp_path):
-    rows = [row(), row("<think>a</think> words"), row(GOOD.replace("a + b", "a - b")), row("x")]
-    (tmp_path / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    cfg = prepare(tmp_path / "d.jsonl", tok)
-    stats = corpus.stats(cfg)
-    assert stats["rows"] == {"read": 4, "kept": 2, "dropped": {"no code block": 1, "no <think>": 1}}
-    data = corpus.prepared(cfg)
-    assert sum(stats["tokens"].values()) == sum(len(x) for x in data["input_ids"])
-    assert len(set(data["uid"][:].tolist())) == 2
-    import datasets
-
-    assert datasets.load_from_disk(str(corpus.data_folder(cfg))).num_rows == 2
-    assert corpus.data_fingerprint(cfg.but(max_length=999)) != corpus.data_fingerprint(cfg)
-    (tmp_path / "d.jsonl").write_text(json.dumps(row()) + "\n")
-    assert corpus.stats(cfg)["rows"]["kept"] == 1  # a changed file is another data set
-
-
-def test_a_folder_of_another_data_set_is_refused(tok, runs, tmp_path):
-    (tmp_path / "d.jsonl").write_text(json.dumps(row()) + "\n")
-    cfg = prepare(tmp_path / "d.jsonl", tok)
-    corpus.prepared(cfg, tmp_path / "out")
-    corpus.prepared(cfg, tmp_path / "out")
-    with pytest.raises(UserError, match="made from other data or switches"):
-        corpus.prepared(cfg.but(max_length=999), tmp_path / "out")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(UserError, match="not empty"):
-        corpus.prepared(cfg, tmp_path / "mine")
-
-
-def test_parquet_is_read_like_jsonl(tok, runs, tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.Table.from_pylist([row(), row("x")]), tmp_path / "d.parquet")
-    assert corpus.stats(prepare(tmp_path / "d.parquet", tok))["rows"]["kept"] == 1
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b'{"id": 1}\nnot json\n', r"d\.jsonl, line 2: not valid JSON"),
-        (b"[1]\n", r"d\.jsonl, line 1: not a JSON object"),
-        (b'{"a": "\xff"}\n', r"d\.jsonl: not valid UTF-8"),
-        (b"", "no row can be used"),
-    ],
-)
-def test_bad_files_are_named(tok, runs, tmp_path, content, said):
-    (tmp_path / "d.jsonl").write_bytes(content)
-    with pytest.raises(UserError, match=said):
-        corpus.prepared(prepare(tmp_path / "d.jsonl", tok))
-    assert not list(runs.rglob("*.arrow"))  # nothing half-made is left
-    assert not list(runs.rglob("*.tmp"))
-
-
-def test_a_missing_file_is_named(tok, runs, tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
-        corpus.prepared(prepare(tmp_path / "none.jsonl", tok))
-
-
-def test_real_rows(shared, runs):
-    data = shared / "data" / "think_code" / "can_ai_code_full.jsonl"
-    tokenizer = str(shared / "tokenizers" / "llada_standin_8k")
-    stats = corpus.stats(resolve("paper", data=str(data), tokenizer=tokenizer, rows=0))
-    assert stats["rows"]["read"] == 120
-    assert stats["rows"]["kept"] + sum(stats["rows"]["dropped"].values()) == 120
-    assert stats["rows"]["kept"] >= 10
-    adverse = shared / "data" / "think_code" / "can_ai_code_truncated_or_empty.jsonl"
-    with pytest.raises(UserError, match=r"102 empty reasoning, 9 <think> never closed"):
-        corpus.stats(resolve("paper", data=str(adverse), tokenizer=tokenizer, rows=0))
 
 
 @pytest.mark.parametrize("spelled", [b"", b"\xff\xfe ok", b"a\xe2\x82b"])

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from treediff import checkpoints, cli, launch, model, sample, steplog, tokens, train, watch
+from treediff import answers, checkpoints, cli, launch, model, steplog, tokens, train, watch
 from treediff.config import UserError, resolve
 
 SHORT: dict = {
@@ -61,7 +61,7 @@ def test_only_the_adapter_was_trained(done):
     weights = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
     assert len(weights) == 2 * 7 * done.n_layers
     assert any(w.abs().max() > 0 for name, w in weights.items() if "lora_B" in name)  # B starts at 0
-    base, tuned = sample.load_run(done.with_masking("base")), sample.load_run(done)
+    base, tuned = answers.load_run(done.with_masking("base")), answers.load_run(done)
     same = [torch.equal(a, b) for a, b in zip(base.parameters(), tuned.parameters(), strict=True)]
     assert sum(not s for s in same) == 7 * done.n_layers
 
@@ -268,7 +268,7 @@ def test_the_exported_model_is_the_merged_one(done, tmp_path, capsys):
     for name, value in SHORT.items():
         argv += [f"--{name}", json.dumps(value)]
     cli.main(argv)
-    net, merged = model.load_backbone(str(tmp_path / "out")), sample.load_run(done)
+    net, merged = model.load_backbone(str(tmp_path / "out")), answers.load_run(done)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), merged.parameters(), strict=True))
     model.check_tokenizer(net, tokens.load_tokenizer(str(tmp_path / "out")))
     with pytest.raises(SystemExit):

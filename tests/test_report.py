@@ -10,7 +10,7 @@ from treediff.config import UserError, resolve, write_json
 
 def ledger(cfg, passed, n=20, **settings):
     """A run's ledger and samples: the first `passed` tasks pass."""
-    from treediff import sample
+    from treediff import answers
 
     for length in cfg.lengths:
         tasks = {
@@ -19,9 +19,9 @@ def ledger(cfg, passed, n=20, **settings):
         }
         out = {"benchmark": "tinycode", "settings": {"data_sha256": "d", **settings}, "sandbox": {}, "tasks": tasks}
         write_json(report.ledger_path(cfg, "tinycode", length), out)
-        path = sample.samples_path(cfg, "tinycode", length)
+        path = answers.samples_path(cfg, "tinycode", length)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"task_id": "TinyCode/0", "settings": sample.settings(cfg, length)}) + "\n")
+        path.write_text(json.dumps({"task_id": "TinyCode/0", "settings": answers.settings(cfg, length)}) + "\n")
 
 
 def test_missing_runs_show_as_missing_and_counts_are_counted(runs):

@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         sub.epilog = "Any switch of `treediff switches` may be given as --name value."
         return sub
 
-    sub = command("annotate", "print a source file coloured by tier")
+    sub = command("annotate", "print a source file coloured by tier; its suffix, or --language, says in which language")
     sub.add_argument("file", type=Path)
     # Data and a tokenizer are given, so the paper's lengths apply.
     sub = command("prepare", "encode a data set and report how many rows were dropped for which reason", "paper")
@@ -35,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--plan", action="store_true", help="only say what it would take: steps, hours, memory, disk")
     sub = command("export", "write a trained run's model, adapter merged, in LLaDA's own checkpoint format")
     sub.add_argument("out", type=Path, help="folder to make: model*.safetensors, config.json, tokenizer")
-    command("sample", "sample the benchmarks from one run, training it first if need be")
+    sub = command("sample", "sample the benchmarks from one run, training it first if need be")
+    sub.add_argument("--prompt", help="answer this one prompt in the terminal instead, denoising it before your eyes")
     sub = command("score", "score one run's samples, or any file of samples, in a sandbox")
     sub.add_argument("--benchmark", help="humaneval, mbpp or tinycode, with --samples and --out")
     sub.add_argument("--data", type=Path, help="the benchmark's problems, as EvalPlus packs them (without: downloaded)")
@@ -90,7 +91,9 @@ def annotate(args: argparse.Namespace, extra: list[str]) -> None:
     from treediff import plots, syntax
 
     cfg = switches(args, extra)
-    parsed = syntax.parse(syntax.read_source(args.file), cfg.language)
+    named = any(x.partition("=")[0] == "--language" for x in extra)
+    language = cfg.language if named else syntax.language_of(args.file)
+    parsed = syntax.parse(syntax.read_source(args.file), language)
     tiers = syntax.byte_tiers(parsed, cfg.tier_owner)
     print(plots.ansi(parsed.source, tiers), end="")
     if parsed.source:
@@ -108,11 +111,11 @@ def annotate(args: argparse.Namespace, extra: list[str]) -> None:
 def prepare(args: argparse.Namespace, extra: list[str]) -> None:
     import json
 
-    from treediff import corpus
+    from treediff import prepare
 
     cfg = switches(args, extra)
-    folder = args.out or corpus.data_folder(cfg)
-    print(json.dumps(corpus.stats(cfg, args.out), indent=1))
+    folder = args.out or prepare.data_folder(cfg)
+    print(json.dumps(prepare.stats(cfg, args.out), indent=1))
     print(f"{folder}: open it with datasets.load_from_disk.", file=sys.stderr)
 
 
@@ -128,7 +131,7 @@ def train(args: argparse.Namespace, extra: list[str]) -> None:
 
 
 def export(args: argparse.Namespace, extra: list[str]) -> None:
-    from treediff import corpus, launch, model, sample, tokens
+    from treediff import answers, corpus, launch, model, tokens
 
     cfg = switches(args, extra)
     if not launch.is_trained(cfg):
@@ -136,17 +139,20 @@ def export(args: argparse.Namespace, extra: list[str]) -> None:
     if args.out.exists():
         raise UserError(f"{args.out}: exists already; name a folder to be made.")
     tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
-    model.save_backbone(sample.load_run(cfg), args.out, tok)
+    model.save_backbone(answers.load_run(cfg), args.out, tok)
     print(args.out)
 
 
 def sample(args: argparse.Namespace, extra: list[str]) -> None:
-    from treediff import sample
+    from treediff import answers, live
 
     cfg = switches(args, extra)
+    if args.prompt is not None:
+        live.stream(cfg, args.prompt, sys.stdout)
+        return
     for benchmark in cfg.benchmarks:
         for length in cfg.lengths:
-            print(sample.sampled(cfg, benchmark, length))
+            print(answers.sampled(cfg, benchmark, length))
 
 
 def score(args: argparse.Namespace, extra: list[str]) -> None:
@@ -161,6 +167,8 @@ def score(args: argparse.Namespace, extra: list[str]) -> None:
         ledger = scoring.score(args.benchmark, args.data, args.samples, args.out, workers=cfg.workers)
         counts = scoring.passes(ledger)
         print(f"{args.benchmark}: base {counts['base']}/{counts['n']}, plus {counts['plus']}/{counts['n']}")
+        for line in scoring.passes_at(ledger):
+            print(line)
         return
     cfg = switches(args, extra, data=args.data)
     for benchmark in cfg.benchmarks:

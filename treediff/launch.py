@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,11 +96,11 @@ def trained(cfg: Config) -> Path:
         return run_dir
     if cfg.masking != "base":
         trained(cfg.with_masking("base"))
-    from treediff import batch, corpus, heldout, steplog, tokens
+    from treediff import batch, corpus, heldout, prepare, steplog, tokens
 
     steplog.check_tracker(cfg)
     tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
-    total = batch.total_steps(cfg, len(corpus.prepared(cfg)))
+    total = batch.total_steps(cfg, len(prepare.prepared(cfg)))
     if len(heldout.rows(cfg)) < cfg.eval_rows and cfg.eval_every:
         log.warning("%s: fewer than eval_rows = %d rows are left to hold out.", cfg.data, cfg.eval_rows)
     _run(cfg, run_dir.resolve(), total)
@@ -183,3 +185,38 @@ def _reason(run_dir: Path) -> str:
         return f"{failures[0].stem.removeprefix('failure-')}: {failures[0].read_text().strip()}"
     tail = (run_dir / "train.log").read_text(errors="replace").splitlines()[-15:]
     return "\n".join(tail)
+
+
+def sampling(cfg: Config, benchmark: str, length: int, processes: int, total: int, made: Callable[[], int]) -> None:
+    """Make the missing samples of a benchmark with several processes, one per GPU; `made` counts those that are there.
+
+    Raises UserError with the words of a process that failed; what the others had finished is kept.
+    """
+    from tqdm import tqdm
+
+    task = {"switches": cfg.as_dict(), "benchmark": benchmark, "length": length}
+    run = ["--nproc-per-node", str(processes), "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    run += ["-m", "treediff.answers", json.dumps(task)]
+    path = cfg.run_dir / "sample.log"
+    with path.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *run],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment(cfg.but(processes=processes)),
+            start_new_session=True,
+        )
+        try:
+            title = f"sample {cfg.run_dir.name} T={length}, {processes} processes"
+            with tqdm(total=total, initial=made(), desc=title, unit=" answers", mininterval=2) as bar:
+                while process.poll() is None:
+                    time.sleep(0.5)
+                    bar.update(made() - bar.n)
+                bar.update(made() - bar.n)
+        finally:
+            _stop(process)
+    if process.returncode:
+        lines = path.read_text(errors="replace").splitlines()
+        said = [x for x in lines if re.match(r"rank\d+: ", x)] or lines[-15:]
+        raise UserError(f"sampling of {cfg.run_dir} failed (exit {process.returncode}): " + "\n".join(said))

@@ -349,3 +349,62 @@ def check_tokenizer(model: LlamaForCausalLM, tok: Any) -> None:
 def head(model: nn.Module) -> nn.Linear:
     """The projection from hidden states to logits."""
     return (model.get_base_model() if hasattr(model, "get_base_model") else model).lm_head
+
+
+class KeyValues:
+    """Keys and values (B, heads, L, d_head) of every block for a canvas of L tokens.
+
+    A pass over the whole canvas fills them; a later pass over a window of it rewrites the window's and sees the rest.
+    """
+
+    def __init__(self) -> None:
+        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.window: slice | None = None  # None: the whole canvas
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What transformers' attention calls: the keys and values to attend to."""
+        if self.window is None:
+            self.layers[layer] = (keys, values)
+        else:
+            for kept, new in zip(self.layers[layer], (keys, values), strict=True):
+                kept[:, :, self.window] = new
+        return self.layers[layer]
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Keep these rows (int64) of the batch only."""
+        self.layers = {i: (keys[rows], values[rows]) for i, (keys, values) in self.layers.items()}
+
+
+def padding_bias(model: nn.Module, seen: torch.Tensor) -> torch.Tensor:
+    """What is added to attention scores so that padding is not seen: (B, 1, 1, L) from `seen` (B, L), 0 at padding."""
+    bias = torch.zeros(seen.shape, dtype=head(model).weight.dtype, device=seen.device)
+    return bias.masked_fill(seen == 0, torch.finfo(bias.dtype).min)[:, None, None]
+
+
+def encode_window(
+    model: nn.Module, ids: torch.Tensor, first: int, bias: torch.Tensor | None, kept: KeyValues | None
+) -> torch.Tensor:
+    """Last hidden states (B, W, d) of the window `ids` (B, W) of a canvas, which begins at position `first`.
+
+    Without `kept` the window is the whole canvas. `bias`: see `padding_bias`. For sampling: where `encode` builds its
+    mask anew and reads it on the host, this only queues work on the device.
+    """
+    llama = (model.get_base_model() if hasattr(model, "get_base_model") else model).model
+    hidden = llama.embed_tokens(ids)
+    rotary = llama.rotary_emb(hidden, torch.arange(first, first + ids.shape[1], device=ids.device)[None])
+    for layer in llama.layers:
+        hidden = layer(hidden, attention_mask=bias, position_embeddings=rotary, past_key_values=kept)
+    return llama.norm(hidden)
+
+
+def random_backbone(shape: dict[str, int], dtype: torch.dtype, device: str) -> LlamaForCausalLM:
+    """A backbone of a given shape with weights drawn on the device: for measuring speed, where their values are idle.
+
+    `shape` gives d_model, n_layers, n_heads, mlp_hidden_size and vocab_size, as LLaDA's config.json calls them.
+    """
+    config = {**_REQUIRED, **shape, "max_sequence_length": 4096, "rms_norm_eps": 1e-5, "rope_theta": 500000.0}
+    model = _finish(_empty(config, dtype).to_empty(device=device), device)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(1.0) if weight.dim() == 1 else weight.normal_(0, weight.shape[1] ** -0.5)
+    return model

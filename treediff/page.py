@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from treediff import corpus, paper, plots, sample, stats, tokens
+from treediff import answers, corpus, paper, plots, stats, tokens
 from treediff.config import Config, UserError
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def explorer(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str, Any]]
             ledger = by_key.get((benchmark, length))
             if not ledger:
                 continue
-            rows = sample.read_samples(sample.samples_path(cfg.with_masking(strategy), benchmark, length))
+            rows = answers.read_samples(answers.samples_path(cfg.with_masking(strategy), benchmark, length))
             for task, verdict in ledger["tasks"].items():
                 problem, row = problems[benchmark].get(task, {}), rows.get(task, {})
                 entry = tasks.setdefault(
@@ -78,7 +78,7 @@ def explorer(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str, Any]]
 def _problems(cfg: Config, benchmark: str) -> dict[str, dict[str, Any]]:
     """The benchmark's problems; none where their file is not at hand, which leaves the page without prompts."""
     try:
-        return sample.benchmark_problems(cfg, benchmark)
+        return answers.benchmark_problems(cfg, benchmark)
     except UserError as e:
         log.warning("The page shows no prompts of %s: %s", benchmark, e)
         return {}
