@@ -1,5 +1,6 @@
 """The report's page: hostile programs, missing parts, size at 500 tasks x 8 runs, and the page in a real browser."""
 
+import hashlib
 import json
 import re
 import time
@@ -17,41 +18,39 @@ HOSTILE = (
 )
 
 
-def synthetic(cfg, tasks, tokens_each):
+def synthetic(cfg, tasks, tokens_each, samples=1):
     """Runs of all strategies: programs made of the solutions' tokens, one of them hostile; verdicts drawn."""
     tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(cfg.seed)
     problems = list(sample.benchmark_problems(cfg, "tinycode").items())[:tasks]
     coded = {i: tokens.encode(tok, f"```python\n{p['canonical_solution']}\n")[0].tolist() for i, p in problems}
     for number, strategy in enumerate(report.ROWS):
         run = cfg.with_masking(strategy)
+        write_json(run.run_dir / "config.json", run.as_dict())
         for length in cfg.lengths:
             verdicts, lines = {}, []
             for task, p in problems:
-                base, plus = rng.random(2) < (0.5 + 0.1 * number, 0.8)
-                why = "" if base and plus else "wrong answer: base test 0: solve([1]) gave <b>2</b>, expected 3"
-                verdicts[task] = {
-                    "base": "pass" if base else "fail",
-                    "plus": "pass" if plus else "timeout",
-                    "reason": why,
-                    "seconds": 0.1,
-                }
-                n = min(length, tokens_each)
-                ids = (coded[task] * n)[:n]
-                lines.append(
-                    {
+                for k in range(samples):
+                    base, plus = rng.random(2) < (0.5 + 0.1 * number, 0.8)
+                    why = "" if base and plus else "wrong answer: base test 0: solve([1]) gave <b>2</b>, expected 3"
+                    verdict = {"base": "pass" if base else "fail", "plus": "pass" if plus else "timeout"}
+                    verdicts.setdefault(task, []).append({**verdict, "reason": why, "seconds": 0.1})
+                    n = min(length, tokens_each)
+                    record = {
                         "task_id": task,
                         "solution": HOSTILE if task == problems[0][0] else p["prompt"] + p["canonical_solution"],
-                        "ids": ids,
+                        "ids": (coded[task] * n)[:n],
                         "committed_at": rng.permutation(length)[:n].tolist(),
                         "settings": sample.settings(run, length),
                     }
-                )
-            ledger = {"benchmark": "tinycode", "settings": {"data_sha256": "d"}, "sandbox": {}, "tasks": verdicts}
-            write_json(report.ledger_path(run, "tinycode", length), ledger)
+                    lines.append(record | ({"sample": k} if k else {}))
             path = sample.samples_path(run, "tinycode", length)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(x) + "\n" for x in lines))
+            about = {"data_sha256": "d", "samples_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            entries = verdicts if samples > 1 else {task: of[0] for task, of in verdicts.items()}
+            ledger = {"benchmark": "tinycode", "settings": about, "sandbox": {}, "tasks": entries}
+            write_json(report.ledger_path(run, "tinycode", length), ledger)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +101,8 @@ def test_tables_and_page_agree_with_the_ledgers(written):
             low, high = stats.wilson(k, 60)
             cell = rf"{100 * k / 60:.1f} {{\scriptsize [{100 * low:.1f}, {100 * high:.1f}]}}"
             assert cell in tex
-            assert f"<td>{100 * k / 60:.1f} [{100 * low:.1f}, {100 * high:.1f}] ({k}/60)</td>" in path.read_text()
+            assert f">{100 * k / 60:.1f} [{100 * low:.1f}, {100 * high:.1f}] ({k}/60)</button></td>" in path.read_text()
+            assert record["ledger"] == f"{record['strategy']}-seed0/scores/tinycode-T{record['T']}.json"
         assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 1
     data = data_of(path)
     assert [(r["strategy"], r["T"]) for r in data["runs"]] == [(s, t) for t in (64, 96) for s in report.ROWS]
@@ -203,7 +203,7 @@ def test_filters_find_what_the_ledgers_say(shown, written):
     shown.run(pick, "f-strategy", "AST (TreeDiff)")
     shown.run(pick, "f-verdict", "pass")
     ledger = json.loads(report.ledger_path(written[0].with_masking("ast"), "tinycode", 64).read_text())
-    assert shown.run(count) == f"{sum(stats.passed(ledger, 'plus').values())} of 60 tasks"
+    assert shown.run(count).startswith(f"{sum(stats.passed(ledger, 'plus').values())} of 60 tasks; ledger: ast-seed0/")
     shown.run("document.querySelector('#filters button[type=reset]').click()")
     wait(shown, count + " === '60 of 60 tasks'")
     shown.keys("#f-text", "window.broken")
@@ -213,6 +213,25 @@ def test_filters_find_what_the_ledgers_say(shown, written):
     assert shown.run("return document.querySelector('#list .panel pre').textContent.includes('</script>')")
     shown.run("document.querySelector('#list .panel button').click()")
     wait(shown, "return document.activeElement.id === 't-step'")
+
+
+def test_every_figure_leads_to_its_ledger_lines(shown, written):
+    """A click on any figure of ours lists as many tasks as it counts, and names their ledger."""
+    cells = shown.run(
+        "return [...document.querySelectorAll('button.cell')].map(b => [b.textContent, JSON.parse(b.dataset.show)])"
+    )
+    assert len(cells) == 2 * 3 * 4 + 2 * 2 * 5  # two tables of four columns; both sides of ten comparisons
+    for i, (text, filters) in enumerate(cells):
+        shown.run(f"document.querySelectorAll('button.cell')[{i}].click()")
+        wait(shown, "return document.activeElement.id === 'f-set'")
+        said = shown.run("return document.getElementById('count').textContent")
+        count = re.search(r"\((\d+)/60\)", text)[1] if "/" in text else text
+        assert said.startswith(f"{count} of 60 tasks; ledger: "), (text, filters)
+        ledger = json.loads((written[0].preset_dir / said.partition("ledger: ")[2]).read_text())
+        part = "base" if filters.get("verdict") == "base tests" else "plus"
+        assert sum(stats.passed(ledger, part).values()) == int(count) or "over" in filters
+    shown.run("document.querySelector('#filters button[type=reset]').click()")
+    wait(shown, "return document.getElementById('count').textContent === '60 of 60 tasks'")
 
 
 def test_tables_sort(shown):

@@ -100,6 +100,15 @@ def interval(values: Iterable[float | Fraction], most: float = 1.0, level: float
     return max(0.0, (middle - half) / (1 + z2 / size)), min(1.0, (middle + half) / (1 + z2 / size))
 
 
+def rated(counted: Mapping[str, tuple[int, int]], k: int = 1) -> dict[str, Any]:
+    """A table's cell from `counts`: samples that pass, tasks, samples per task (the fewest), pass@k and its interval in
+    percent: Wilson's, or that of `SAMPLES`."""
+    values, most = pass_at(counted, k).values(), min(n for _, n in counted.values())
+    low, high = interval(values, most / k)
+    record = {"passed": sum(c for c, _ in counted.values()), "tasks": len(counted), "samples": most, "k": k}
+    return record | {"rate": 100 * sum(values) / len(values), "low": 100 * low, "high": 100 * high}
+
+
 # --- two runs -------------------------------------------------------------------------------------------------------
 
 Passes = Mapping[str, int | Fraction]
