@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from treediff import launch, sample, train
+from treediff import answers, launch, steplog, train
 from treediff.config import UserError, resolve
 
 SHORT: dict = {
@@ -43,7 +43,7 @@ def test_a_run_leaves_what_the_contract_says(done):
         assert json.loads((run.run_dir / "config.json").read_text())["masking"] == run.masking
         provenance = json.loads((run.run_dir / "provenance.json").read_text())
         assert provenance["versions"]["torch"] == version("torch")
-        log = train.read_log(run.run_dir)
+        log = steplog.read_log(run.run_dir)
         assert [r["step"] for r in log] == list(range(run.max_steps))
         assert all(len(r["uids"]) == run.rows_per_step for r in log)
         assert not list(run.run_dir.glob("*.tmp"))
@@ -55,7 +55,7 @@ def test_only_the_adapter_was_trained(done):
     weights = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
     assert len(weights) == 2 * 7 * done.n_layers
     assert any(w.abs().max() > 0 for name, w in weights.items() if "lora_B" in name)  # B starts at 0
-    base, tuned = sample.load_run(done.with_masking("base")), sample.load_run(done)
+    base, tuned = answers.load_run(done.with_masking("base")), answers.load_run(done)
     same = [torch.equal(a, b) for a, b in zip(base.parameters(), tuned.parameters(), strict=True)]
     assert sum(not s for s in same) == 7 * done.n_layers
 
@@ -110,4 +110,4 @@ def test_the_command_is_deepspeed_s(done):
     command = launch.command(done, done.run_dir)
     assert command[1:5] == ["-m", "deepspeed.launcher.runner", "--num_gpus", "2"]
     assert command[-3:] == ["--module", "treediff.train", str(done.run_dir)]
-    assert train.deepspeed_config(done)["zero_optimization"]["stage"] == 2
+    assert train.deepspeed_config(done, 100)["zero_optimization"]["stage"] == 2

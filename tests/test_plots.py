@@ -75,3 +75,28 @@ def test_the_tree_shows_every_named_node():
     shown = [t.get_text().replace("\n", "_") for t in figure.axes[0].texts]
     assert {"module", "function_definition", "parameters", "block", "return_statement", "def", "return"} <= set(shown)
     assert shown.count("a") == 2
+
+
+def test_the_slider_redraws_its_figure_in_a_kernel_and_stays_without_one(tmp_path):
+    """Moving it, as a front end does, replaces the figure of the cell that made it."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    made = (
+        "%matplotlib inline\n"
+        "from matplotlib.figure import Figure\n"
+        "from treediff import plots\n"
+        "def draw(x):\n"
+        "    figure = Figure()\n"
+        "    figure.subplots().set_title(x)\n"
+        "    return figure\n"
+        "slider = plots.slider(draw, 'P', 0.25)"
+    )
+
+    def picture(*cells: str) -> str:
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+        NotebookClient(notebook, kernel_name="python3", timeout=100).execute()
+        (shown,) = [o for o in notebook.cells[0].outputs if "image/png" in o.get("data", {})]
+        return shown["data"]["image/png"]
+
+    assert picture(made, "slider.value = 0.75") == picture(made.replace("0.25", "0.75")) != picture(made)

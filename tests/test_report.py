@@ -8,7 +8,7 @@ import matplotlib.figure
 import pytest
 from test_page import synthetic
 
-from treediff import paper, report, sample, stats, tables
+from treediff import answers, paper, report, stats, tables
 from treediff.config import UserError, read_json, resolve, write_json
 
 
@@ -21,9 +21,9 @@ def ledger(cfg, passed, n=20, **settings):
         }
         out = {"benchmark": "tinycode", "settings": {"data_sha256": "d", **settings}, "sandbox": {}, "tasks": tasks}
         write_json(report.ledger_path(cfg, "tinycode", length), out)
-        path = sample.samples_path(cfg, "tinycode", length)
+        path = answers.samples_path(cfg, "tinycode", length)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"task_id": "TinyCode/0", "settings": sample.settings(cfg, length)}) + "\n")
+        path.write_text(json.dumps({"task_id": "TinyCode/0", "settings": answers.settings(cfg, length)}) + "\n")
 
 
 def test_missing_runs_show_as_missing_and_counts_are_counted(runs):
@@ -143,7 +143,7 @@ def test_a_pooled_difference_is_claimed_only_where_the_interval_says_so_too():
 
 def resampled(cfg, **changes):
     """The run's samples again as other settings would name them."""
-    path = sample.samples_path(cfg, "tinycode", 64)
+    path = answers.samples_path(cfg, "tinycode", 64)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(r | {"settings": r["settings"] | changes}) + "\n" for r in rows))
     place = report.ledger_path(cfg, "tinycode", 64)
@@ -177,7 +177,7 @@ def test_the_report_refuses_runs_of_different_switches(three_seeds, seed, maskin
 
 
 def test_a_ledger_of_other_samples_is_refused(three_seeds):
-    path = sample.samples_path(three_seeds.but(seed=1), "tinycode", 64)
+    path = answers.samples_path(three_seeds.but(seed=1), "tinycode", 64)
     path.write_text(path.read_text().replace("return", "return  "))
     with pytest.raises(UserError, match=r"ast-seed1/scores/tinycode-T64.json: it is the ledger of other samples"):
         report.write(three_seeds)

@@ -32,7 +32,8 @@ def parser() -> argparse.ArgumentParser:
     sub = command("prepare", "encode a data set and report how many rows were dropped for which reason", "paper")
     sub.add_argument("--out", type=Path, help="folder of the data set; without it, under runs/<preset>/data")
     command("train", "train one run, and the backbone and data that it needs")
-    command("sample", "sample the benchmarks from one run, training it first if need be")
+    sub = command("sample", "sample the benchmarks from one run, training it first if need be")
+    sub.add_argument("--prompt", help="answer this one prompt in the terminal instead, denoising it before your eyes")
     sub = command("score", "score one run's samples, or any file of samples, in a sandbox")
     sub.add_argument("--benchmark", help="humaneval, mbpp or tinycode, with --samples and --out")
     sub.add_argument("--data", type=Path, help="the benchmark's problems, as EvalPlus packs them (without: downloaded)")
@@ -120,12 +121,15 @@ def train(args: argparse.Namespace, extra: list[str]) -> None:
 
 
 def sample(args: argparse.Namespace, extra: list[str]) -> None:
-    from treediff import sample
+    from treediff import answers, live
 
     cfg = switches(args, extra)
+    if args.prompt is not None:
+        live.stream(cfg, args.prompt, sys.stdout)
+        return
     for benchmark in cfg.benchmarks:
         for length in cfg.lengths:
-            print(sample.sampled(cfg, benchmark, length))
+            print(answers.sampled(cfg, benchmark, length))
 
 
 def score(args: argparse.Namespace, extra: list[str]) -> None:

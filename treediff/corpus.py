@@ -447,6 +447,20 @@ def inclusion(cfg: Config, seen: View, levels: np.ndarray, draws: int) -> dict[s
     return {LABELS[i]: masked[:, seen.labels == i].mean(1) for i in there}
 
 
+def expected_inclusion(cfg: Config, seen: View, levels: np.ndarray) -> dict[str, np.ndarray]:
+    """What theory says of `inclusion`, by tier name; empty for rules that have no closed form."""
+    from treediff import masking
+
+    there = [i for i in range(CODE, len(LABELS)) if (seen.labels == i).any()]
+    if cfg.masking in ("base", "random"):
+        return {LABELS[i]: levels for i in there}
+    if cfg.masking != "ast":
+        return {}
+    weights = np.array(cfg.weights())[seen.labels]
+    expected = np.array([masking.expected_inclusion(weights, int(p * len(weights))) for p in levels])
+    return {LABELS[i]: expected[:, seen.labels == i].mean(1) for i in there}
+
+
 def run_lengths(cfg: Config, seen: View, level: float, draws: int) -> list[int]:
     """Lengths of the runs of adjacent masked tokens over `draws` draws at one noise level."""
     padded = np.pad(view_masks(cfg, seen, level, draws).astype(np.int8), ((0, 0), (1, 1))).ravel()

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from treediff import corpus, plots, sample, stats
+from treediff import answers, corpus, plots, stats
 from treediff.config import MASKINGS, SWITCHES, Config, UserError, read_json
 from treediff.paper import HALVES, PAIRS
 
@@ -75,7 +75,7 @@ def _read(run: Config, key: Key) -> Ledger | None:
     path = ledger_path(run, *key)
     if not path.exists():
         return None
-    ledger, samples = read_json(path), sample.samples_path(run, *key)
+    ledger, samples = read_json(path), answers.samples_path(run, *key)
     told = ledger["settings"].get("samples_sha256")
     if told and samples.exists() and hashlib.sha256(samples.read_bytes()).hexdigest() != told:
         raise UserError(f"{path}: it is the ledger of other samples than {samples} holds now; score them again.")
@@ -87,7 +87,7 @@ def _same_settings(key: Key, runs: Runs) -> None:
     known: dict[str, tuple[str, Any]] = {}
     for who, (run, ledger) in runs.items():
         mine = {k: v for k, v in ledger["settings"].items() if "samples" not in k}
-        lines = corpus.read_jsonl(sample.samples_path(run, *key))
+        lines = corpus.read_jsonl(answers.samples_path(run, *key))
         mine |= {f"sampling {k}": v for k, v in next(iter(lines))["settings"].items()}
         mine["tasks"] = sorted(ledger["tasks"])
         mine["samples per task"] = sorted({n for _, n in stats.counts(ledger, "base").values()})

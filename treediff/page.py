@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from treediff import corpus, paper, plots, sample, stats, tables, tokens
+from treediff import answers, corpus, paper, plots, stats, tables, tokens
 from treediff.config import Config, UserError
 from treediff.ledgers import ledger_name
 
@@ -52,7 +52,7 @@ def explorer(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str, Any]]
             ledger = by_key.get((benchmark, length))
             if not ledger:
                 continue
-            rows = _rows(sample.samples_path(cfg.with_masking(strategy), benchmark, length))
+            rows = _rows(answers.samples_path(cfg.with_masking(strategy), benchmark, length))
             for task, verdict in ledger["tasks"].items():
                 problem, of = problems[benchmark].get(task, {}), rows.get(task, [])
                 entry = tasks.setdefault(
@@ -99,7 +99,7 @@ def _answer(verdicts: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) 
 def _problems(cfg: Config, benchmark: str) -> dict[str, dict[str, Any]]:
     """The benchmark's problems; none where their file is not at hand, which leaves the page without prompts."""
     try:
-        return sample.benchmark_problems(cfg, benchmark)
+        return answers.benchmark_problems(cfg, benchmark)
     except UserError as e:
         log.warning("The page shows no prompts of %s: %s", benchmark, e)
         return {}

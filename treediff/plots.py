@@ -7,7 +7,7 @@ colours are Okabe and Ito's, which the colour-blind tell apart.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -274,18 +274,42 @@ _LINE = {"default": "#777777", "skeleton": "#0072B2", "data": "#009E73", "condit
 _STYLE = {"default": ":", "skeleton": "-", "data": "--", "condition": "-.", "control": (0, (5, 1))}
 
 
-def inclusion(levels: np.ndarray, shares: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """Share of each tier's tokens that is masked (y) at each noise level (x), one panel per masking."""
+def inclusion(
+    levels: np.ndarray,
+    shares: Mapping[str, Mapping[str, np.ndarray]],
+    theory: Mapping[str, Mapping[str, np.ndarray]],
+) -> Figure:
+    """Share of each tier's tokens that is masked (y) at each noise level (x): draws as marks, theory as lines."""
     figure, axes = _axes(3.6, 3.6, len(shares), sharey=True)
+    marks = dict(zip(_LINE, "x.vs^", strict=True))
     for ax, (strategy, by_tier) in zip(axes, shares.items(), strict=True):
+        expected = theory.get(strategy, {})
         for tier, share in by_tier.items():
-            ax.plot(levels, share, color=_LINE[tier], ls=_STYLE[tier], label=tier)
+            line = {} if tier in expected else {"ls": ":", "lw": 0.8}
+            ax.plot(levels, share, color=_LINE[tier], marker=marks[tier], ms=4, **{"ls": "", **line}, label=tier)
+        for tier, share in expected.items():
+            ax.plot(levels, share, color=_LINE[tier], lw=1)
         ax.plot([0, 1], [0, 1], color="#CCCCCC", lw=1, zorder=0)
-        ax.set_title(NAMES[strategy], fontsize=10)
+        ax.set_title(f"{NAMES[strategy]}{'' if expected else ' (no closed form)'}", fontsize=10)
         ax.set_xlabel("noise level P")
-    axes[0].set_ylabel("share of tokens masked")
+    axes[0].set_ylabel("share of tokens masked\n(marks: drawn; lines: theory)")
     axes[-1].legend(frameon=False, fontsize=8, loc="upper left")
     return figure
+
+
+def slider(draw: Callable[[float], Figure], label: str, value: float) -> Any:
+    """The figure that `draw` makes of a number from 0 to 1, under a slider that draws it anew.
+
+    Where no front end is live (papermill, an exported page) the figure at `value` stays. Returns the slider.
+    """
+    import ipywidgets
+    from IPython.display import display
+
+    control = ipywidgets.FloatSlider(value, min=0, max=1, step=0.01, description=label, continuous_update=False)
+    display(control)
+    shown = display(draw(value), display_id=True)
+    control.observe(lambda change: shown.update(draw(change["new"])), names="value")
+    return control
 
 
 def noise_schedule(steps: np.ndarray, eps: np.ndarray, drawn: np.ndarray) -> Figure:

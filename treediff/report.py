@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from treediff import corpus, page, paper, plots, sample, stats, tokens
+from treediff import answers, corpus, page, paper, plots, stats, tokens
 from treediff.config import MASKINGS, SWITCHES, Config, UserError, provenance, read_json, resolve, whole, write_json
 from treediff.ledgers import (
     ROWS,
@@ -42,9 +42,9 @@ def scored(cfg: Config, benchmark: str, length: int) -> Path:
     """The ledger of one run on one benchmark; trains, samples and scores whatever is missing."""
     from treediff import score
 
-    samples = sample.sampled(cfg, benchmark, length)
+    samples = answers.sampled(cfg, benchmark, length)
     out = ledger_path(cfg, benchmark, length)
-    wanted = list(sample.benchmark_problems(cfg, benchmark))
+    wanted = list(answers.benchmark_problems(cfg, benchmark))
     score.score(benchmark, corpus.benchmark_file(cfg, benchmark), samples, out, workers=cfg.workers, limit_to=wanted)
     return out
 
@@ -92,7 +92,7 @@ def halves_markdown(cfg: Config, strategies: tuple[str, ...]) -> str:
     """Pass rates on TinyCode's two halves, base and plus tests, as a Markdown table; empty without TinyCode."""
     if "tinycode" not in cfg.benchmarks:
         return ""
-    found, half = ledgers(cfg), {i: p["half"] for i, p in sample.benchmark_problems(cfg, "tinycode").items()}
+    found, half = ledgers(cfg), {i: p["half"] for i, p in answers.benchmark_problems(cfg, "tinycode").items()}
     names = list(dict.fromkeys(half.values()))
     columns = [(t, h) for t in cfg.lengths for h in names]
     lines = ["| | " + " | ".join(f"{h}, T = {t}" for t, h in columns) + " |", "|---" * (len(columns) + 1) + "|"]
@@ -154,7 +154,7 @@ def program_figure(cfg: Config, benchmark: str, length: int, task: str) -> Figur
     found = ledgers(cfg)
     panels = []
     for strategy in ("random", "ast"):
-        rows = sample.read_samples(sample.samples_path(cfg.with_masking(strategy), benchmark, length))
+        rows = answers.read_samples(answers.samples_path(cfg.with_masking(strategy), benchmark, length))
         verdict = stats.samples(found[strategy][benchmark, length]["tasks"][task])[0]
         why = verdict["plus"] if verdict["base"] == "pass" else verdict["base"]
         panels.append((f"{plots.NAMES[strategy]}: {why}", rows[task]["solution"]))
@@ -175,7 +175,7 @@ def state_figure(cfg: Config, benchmark: str, length: int, task: str, share: flo
     panels = []
     for strategy in ("random", "ast"):
         run = cfg.with_masking(strategy)
-        record = sample.read_samples(sample.samples_path(run, benchmark, length))[task]
+        record = answers.read_samples(answers.samples_path(run, benchmark, length))[task]
         text, boxes, at, _ = answer_view(run, record)
         title = f"{plots.NAMES[strategy]}, before step {step} of {length // cfg.tokens_per_step}"
         panels.append((title, text, boxes, at >= step))
@@ -266,7 +266,7 @@ def _figures(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str, Any]]
     key = (cfg.benchmarks[0], cfg.lengths[-1])
     if key in found.get("random", {}) and key in found.get("ast", {}):
         task = differing_task(cfg, *key)
-        if task in sample.read_samples(sample.samples_path(cfg.with_masking("ast"), *key)):
+        if task in answers.read_samples(answers.samples_path(cfg.with_masking("ast"), *key)):
             figures["figure2"] = (f"{task}: two answers.", program_figure(cfg, *key, task))
             figures["figure3"] = (f"{task}: the same answers part of the way.", state_figure(cfg, *key, task))
     if found:
@@ -298,7 +298,7 @@ def _made(run: Config) -> dict[str, Any]:
     """The switches that a run was made with: its own record, and for sampling that of its samples."""
     switches = read_json(run.run_dir / "config.json") | {"benchmarks": run.benchmarks, "lengths": run.lengths}
     for benchmark, length in [(b, t) for b in run.benchmarks for t in run.lengths]:
-        if (path := sample.samples_path(run, benchmark, length)).exists():
+        if (path := answers.samples_path(run, benchmark, length)).exists():
             told = next(iter(corpus.read_jsonl(path)), {}).get("settings", {})
             switches |= {k: v for k, v in told.items() if k in SWITCHES}
     return switches

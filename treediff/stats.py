@@ -247,15 +247,17 @@ def _crossed(strategies: Sequence[np.ndarray], resamples: int, seed: int) -> lis
     return means
 
 
-def _welch(x: Sequence[float], y: Sequence[float]) -> float | None:
+def _welch(x: np.ndarray, y: np.ndarray) -> float | None:
     """p of Welch's t-test on the scores of the two strategies' runs; None where one has a single run."""
-    from scipy.stats import ttest_ind
+    import numpy as np
+    from scipy.stats import ttest_ind_from_stats
 
     if min(len(x), len(y)) < 2:
         return None
-    if max(max(s) - min(s) for s in (x, y)) < 1e-12:  # no spread at all: nothing to measure the difference by
+    if max(np.ptp(x), np.ptp(y)) < 1e-12:  # no spread at all: nothing to measure the difference by
         return None
-    return float(ttest_ind(x, y, equal_var=False).pvalue)
+    moments = [(v.mean(), v.std(ddof=1), len(v)) for v in (x, y)]
+    return float(ttest_ind_from_stats(*moments[0], *moments[1], equal_var=False).pvalue)
 
 
 def sign_flip(pairs: Iterable[tuple[int | Fraction, int | Fraction]]) -> float:
