@@ -9,6 +9,7 @@ Runs that were trained, sampled or scored under different settings are refused, 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from pathlib import Path
@@ -77,9 +78,15 @@ def _read(run: Config, key: Key) -> Ledger | None:
         return None
     ledger, samples = read_json(path), answers.samples_path(run, *key)
     told = ledger["settings"].get("samples_sha256")
-    if told and samples.exists() and hashlib.sha256(samples.read_bytes()).hexdigest() != told:
+    if told and samples.exists() and _sha256(samples, samples.stat().st_mtime_ns) != told:
         raise UserError(f"{path}: it is the ledger of other samples than {samples} holds now; score them again.")
     return ledger
+
+
+@functools.lru_cache(maxsize=4096)
+def _sha256(path: Path, changed_ns: int) -> str:
+    """Of a file that last changed then: every table asks for the same ones."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _same_settings(key: Key, runs: Runs) -> None:

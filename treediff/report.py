@@ -262,15 +262,30 @@ def write(cfg: Config) -> Path:
 
 def _figures(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str, Any]]]) -> dict[str, tuple[str, Figure]]:
     """The paper's four figures in our data, as far as there are runs, each with its caption."""
-    figures = {"figure1": ("The three maskings on one program.", masking_figure(cfg, EXAMPLE))}
+    figures = {
+        "figure1": (
+            "The three maskings on one program at two noise levels P: coloured by tier, masked tokens black. The last "
+            "subtree that AST (span) takes may pass its budget, as Algorithm 2 has it.",
+            masking_figure(cfg, EXAMPLE),
+        )
+    }
     key = (cfg.benchmarks[0], cfg.lengths[-1])
     if key in found.get("random", {}) and key in found.get("ast", {}):
         task = differing_task(cfg, *key)
         if task in answers.read_samples(answers.samples_path(cfg.with_masking("ast"), *key)):
-            figures["figure2"] = (f"{task}: two answers.", program_figure(cfg, *key, task))
-            figures["figure3"] = (f"{task}: the same answers part of the way.", state_figure(cfg, *key, task))
+            both = stats.compare(*(stats.passed(found[s][key], "plus") for s in ("random", "ast")))
+            why = (
+                f"{task} at T = {key[1]}, chosen because the two differ there: of {both['n']} tasks AST masking alone "
+                f"passes {both['only_b']}, random masking alone {both['only_a']}"
+            )
+            figures["figure2"] = (f"Two answers to one task. {why}.", program_figure(cfg, *key, task))
+            figures["figure3"] = (f"The same answers part of the way. {why}.", state_figure(cfg, *key, task))
     if found:
-        figures["figure4"] = ("Robustness over T, with 95 % intervals.", robustness_figure(cfg))
+        text = (
+            f"Robustness over T: pass@1 on base and plus tests of {' and '.join(cfg.benchmarks)}, with 95 % intervals "
+            "of each rate. Overlapping intervals say nothing of a difference on the same tasks: see Comparisons."
+        )
+        figures["figure4"] = (text, robustness_figure(cfg))
     return figures
 
 
