@@ -56,6 +56,15 @@ def test_text_stands_in_its_box():
         assert extent.x1 <= box.x1 + 1.5
 
 
+def test_the_legend_fits_the_narrowest_figure():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = plots.states([("t", "ab", [(0, 2, "#fff")], np.zeros(1, bool))])
+    extent = figure.legends[0].get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.width
+
+
 def test_smoothing_ignores_what_is_missing():
     values = np.array([np.nan, 1.0, 3.0, np.nan, 5.0])
     got = plots._smooth(values, 2)

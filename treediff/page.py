@@ -200,9 +200,10 @@ def _results(summary: dict[str, Any]) -> Iterable[str]:
         yield _from_markdown(summary["pass_at"], "Ours, the unbiased pass@k in percent of tasks")
     yield '</section><section id="comparisons"><h2>Comparisons</h2>'
     seed = summary["title"].rpartition(", ")[2]
+    test = "the exact sign-flip test" if summary["pass_at"] else "McNemar’s exact test"
     yield (
         f"<p>Runs of {seed}, base and plus tests on the same tasks. The interval is a paired bootstrap over tasks; p "
-        "is McNemar’s exact test, adjusted for all rows by Holm’s procedure. It speaks of these very models on further "
+        f"is {test}, adjusted for all rows by Holm’s procedure. It speaks of these very models on further "
         "tasks: what another seed of the same strategy would give is another matter. A click on a count in the columns "
         "<i>only</i> lists the tasks that one solves and the other does not, on which p rests.</p>"
     )
