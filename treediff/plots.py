@@ -63,7 +63,7 @@ def _panels(texts: Sequence[Sequence[str]], titled: bool = True, right: float = 
     gap, top, legend = 0.3, 0.28 if titled else 0.05, 0.4
     widths = [max(_columns(row[i]) for row in texts) * _CELL[0] for i in range(len(texts[0]))]
     heights = [max(len(t.split("\n")) for t in row) * _CELL[1] for row in texts]
-    width = max(5.2, sum(widths) + gap * (len(widths) + 1) + right)
+    width = max(6.4, sum(widths) + gap * (len(widths) + 1) + right)
     height = sum(heights) + (top + 0.1) * len(heights) + legend
     figure = Figure(figsize=(width, height))
     axes, y = [], height
@@ -129,7 +129,8 @@ def _tier_legend(figure: Figure, labels: Sequence[str] = LABELS[CODE:], masked: 
     patches = [Patch(facecolor=COLOURS[x], edgecolor="#888888", label=x) for x in labels]
     if masked:
         patches.append(Patch(facecolor=MASKED, label="masked"))
-    figure.legend(handles=patches, loc="lower center", ncols=len(patches), frameon=False, fontsize=9)
+    close = {"columnspacing": 1.1, "handlelength": 1.3, "handletextpad": 0.5}
+    figure.legend(handles=patches, loc="lower center", ncols=len(patches), frameon=False, fontsize=9, **close)
 
 
 def source(text: str, starts: np.ndarray, labels: np.ndarray, title: str = "") -> Figure:
