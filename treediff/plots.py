@@ -32,8 +32,10 @@ COLOURS = {
 }
 """Background of each label, light enough for black text; the hues are Okabe and Ito's."""
 STRATEGY = {"base": "#777777", "random": "#0072B2", "ast_span": "#CC79A7", "ast": "#D55E00"}
-MARKER = {"base": "s", "random": "o", "ast_span": "^", "ast": "D"}
+STRATEGY |= {"identifier": "#009E73", "line": "#E69F00"}
+MARKER = {"base": "s", "random": "o", "ast_span": "^", "ast": "D", "identifier": "v", "line": "P"}
 NAMES = {"base": "Backbone", "random": "Random masking", "ast_span": "AST (span)", "ast": "AST (TreeDiff)"}
+NAMES |= {"identifier": "Whole names", "line": "Whole lines"}
 MASKED = "#333333"
 
 _ANSI = {"default": "0", "skeleton": "36", "data": "32", "condition": "33", "control": "31"}
