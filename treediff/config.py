@@ -61,7 +61,6 @@ class Config:
     )
     data_split: str = switch("split_0", "data", "configuration and split of a hub data set", "4.1")
     rows: int = switch(150_000, "data", "training rows to keep, by a seeded choice; 0 keeps all", "4.1")
-    read: int = switch(0, "data", "raw rows to choose them from, the first ones; 0 reads all")
     data_seed: int = switch(0, "data", "seed of that choice, apart from `seed`, so that seeds share their rows")
     tokenizer: str = switch(
         "GSAI-ML/LLaDA-8B-Instruct",
@@ -450,7 +449,7 @@ def _describe(want: Any) -> str:
 
 def check(cfg: Config) -> None:
     """Refuse values that no stage can work with. Raises UserError naming the switch."""
-    for name in ("rows", "read", "limit", "max_steps", "lora_rank", "seed", "workers", "master_port", "eval_every"):
+    for name in ("rows", "limit", "max_steps", "lora_rank", "seed", "workers", "master_port", "eval_every"):
         _demand(getattr(cfg, name) >= 0, name, "must not be negative")
     for name in ("max_length", "d_model", "n_layers", "n_heads", "mlp_hidden", "micro_batch", "accumulation"):
         _demand(getattr(cfg, name) >= 1, name, "must be at least 1")

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -244,12 +243,8 @@ def rows(cfg: Config) -> Iterator[dict[str, Any]]:
 
 
 def raw_rows(cfg: Config) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
-    """Number (from 0) and content of each row, of the first `read` of them. A JSONL file's lines are left for
-    `read_row`, so that the processes that encode them can read them too."""
-    return islice(_every_row(cfg), cfg.read or None)
-
-
-def _every_row(cfg: Config) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
+    """Number (from 0) and content of each row. A JSONL file's lines are left for `read_row`, so that the processes
+    that encode them can read them too."""
     if cfg.data == "tinycode":
         from treediff import tinycode
 

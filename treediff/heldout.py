@@ -29,18 +29,13 @@ LEVELS = (0.25, 0.5, 0.75)
 
 _DATA_SEED = 77_001  # of the choice of rows: one set for all runs of a preset
 _MASK_SEED = 77_002
-_READ = 150  # raw rows for each row wanted
 
 
 def source(cfg: Config) -> Config:
-    """The switches of the data set that held-out rows are taken from: more than are wanted, by a choice of its own.
-
-    Of a large data set only the first rows are read: enough for it even if most are too long or trained on.
-    """
+    """The switches of the data set that held-out rows are taken from: more than are wanted, by a choice of its own."""
     base = cfg.with_masking("base")  # a tokenizer made on the spot is made of the backbone's rows: they must not change
     pretrain = {**cfg.pretrain, "rows": base.rows, "data_seed": base.data_seed}
-    read = min(cfg.read or _READ * cfg.eval_rows, _READ * cfg.eval_rows)
-    return cfg.but(rows=8 * cfg.eval_rows, read=read, data_seed=_DATA_SEED, pretrain=pretrain)
+    return cfg.but(rows=4 * cfg.eval_rows, data_seed=_DATA_SEED, pretrain=pretrain)
 
 
 def rows(cfg: Config) -> list[dict[str, Any]]:
