@@ -40,7 +40,7 @@ def stream(cfg: Config, problem: str, out: TextIO) -> str:
     text = begin + model.answer([prompt], screen.draw if screen else lambda *_: None)[0]["text"]
     if screen:
         screen.wipe()
-    out.write(text + "\n")
+    out.write((harmless(text) if out.isatty() else text) + "\n")
     return text
 
 
@@ -69,6 +69,11 @@ class Screen:
         self.lines = 0
 
 
+def harmless(text: str) -> str:
+    """`text` without what would steer a terminal: an answer is not to be trusted with one."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text.expandtabs(4).replace("\r\n", "\n"))
+
+
 def frame(tok: PreTrainedTokenizerFast, ids: list[int], before: list[int], columns: int, lines: int) -> str:
     """The answer as rows of at most `columns` cells, the last `lines` of them: masks as blocks, new tokens lit."""
     table, ends = tokens.byte_table(tok), tokens.endings(tok)
@@ -77,7 +82,7 @@ def frame(tok: PreTrainedTokenizerFast, ids: list[int], before: list[int], colum
         if i in ends:
             break
         masked = i == tok.mask_token_id
-        piece = HIDDEN if masked else table.spelling[i].decode(errors="replace").expandtabs(4).replace("\r", "")
+        piece = HIDDEN if masked else harmless(table.spelling[i].decode(errors="replace"))
         lit = DIM if masked else NEW if place < len(before) and before[place] == tok.mask_token_id else ""
         for number, part in enumerate(piece.split("\n")):
             if number or width + len(part) > columns - 1:

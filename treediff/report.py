@@ -225,6 +225,7 @@ def write(cfg: Config) -> Path:
         "paper": checked,
         "power": stats.power_table(),
         "deviations": deviations(cfg),
+        "data": data_sets(cfg),
         "provenance": {"report": provenance(switches=cfg.as_dict()), "runs": provenances(cfg)},
     }
     # Everything that may be refused has been counted; only now is anything written.
@@ -300,9 +301,9 @@ def deviations(cfg: Config) -> list[dict[str, Any]]:
     made = {plots.NAMES[s]: _made(cfg.with_masking(s)) for s in runs} or {"": cfg.as_dict()}
     out = []
     for name in (n for n in SWITCHES if n not in ("preset", "masking", "seed")):
-        values = {who: switches.get(name) for who, switches in made.items()}
+        values = {who: switches[name] for who, switches in made.items() if name in switches}
         distinct = list({json.dumps(v): v for v in values.values()}.values())
-        if distinct != [theirs[name]]:
+        if distinct and distinct != [theirs[name]]:
             ours = distinct[0] if len(distinct) == 1 else values
             meaning = SWITCHES[name].metadata["help"]
             out.append({"switch": name, "ours": ours, "paper": theirs[name], "meaning": meaning})
@@ -317,6 +318,18 @@ def _made(run: Config) -> dict[str, Any]:
             told = next(iter(corpus.read_jsonl(path)), {}).get("settings", {})
             switches |= {k: v for k, v in told.items() if k in SWITCHES}
     return switches
+
+
+def data_sets(cfg: Config) -> dict[str, Any]:
+    """Statistics of the data sets that the runs of this seed were trained on, by the runs' names."""
+    of: dict[str, list[str]] = {}
+    for strategy in ROWS:
+        path = cfg.with_masking(strategy).run_dir / "provenance.json"
+        if path.exists():
+            of.setdefault(read_json(path)["data"], []).append(plots.NAMES[strategy])
+    files = {", ".join(names): cfg.preset_dir / "data" / mark / "stats.json" for mark, names in of.items()}
+    found = {names: read_json(path) for names, path in files.items() if path.exists()}
+    return {names: facts for names, facts in found.items() if "contamination" in facts}  # older ones have less to show
 
 
 def provenances(cfg: Config) -> dict[str, Any]:
