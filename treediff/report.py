@@ -301,9 +301,9 @@ def deviations(cfg: Config) -> list[dict[str, Any]]:
     made = {plots.NAMES[s]: _made(cfg.with_masking(s)) for s in runs} or {"": cfg.as_dict()}
     out = []
     for name in (n for n in SWITCHES if n not in ("preset", "masking", "seed")):
-        values = {who: switches.get(name) for who, switches in made.items()}
+        values = {who: switches[name] for who, switches in made.items() if name in switches}
         distinct = list({json.dumps(v): v for v in values.values()}.values())
-        if distinct != [theirs[name]]:
+        if distinct and distinct != [theirs[name]]:
             ours = distinct[0] if len(distinct) == 1 else values
             meaning = SWITCHES[name].metadata["help"]
             out.append({"switch": name, "ours": ours, "paper": theirs[name], "meaning": meaning})
