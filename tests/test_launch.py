@@ -21,13 +21,13 @@ from treediff.config import UserError, resolve
 
 SHORT: dict = {
     "rows": 40,
-    "max_steps": 20,
+    "max_steps": 60,
     "micro_batch": 2,
-    "checkpoint_every": 4,
+    "checkpoint_every": 12,
     "d_model": 32,
     "n_layers": 2,
     "mlp_hidden": 48,
-    "eval_every": 8,
+    "eval_every": 20,
     "eval_rows": 10,
 }
 SHORT |= {"pretrain": {"rows": 60, "max_steps": 3, "micro_batch": 2}}
@@ -140,9 +140,9 @@ def logged(run_dir):
 
 
 def rewind(folder):
-    """Leave no checkpoint after step 8, so that there is room for another end; the last one's step."""
+    """Leave no checkpoint after step 24, so that there is room for another end; the last one's step."""
     for step in checkpoints.steps(folder):
-        if step > 8:
+        if step > 24:
             shutil.rmtree(folder / f"step-{step}")
     return max(checkpoints.steps(folder), default=0)
 
@@ -174,11 +174,11 @@ def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_like_one_that_is_
     for _ in range(rounds):
         for way, error in random.sample(WAYS, len(WAYS)):
             first = rewind(folder)
-            interrupted(monkeypatch, cfg, way, random.randrange(first, 17), error)
+            interrupted(monkeypatch, cfg, way, random.randrange(first, 30), error)
             assert len(checkpoints.steps(folder)) <= checkpoints.KEEP
     (cfg.run_dir / "train.log").unlink()
     if not rewind(folder):
-        interrupted(monkeypatch, cfg, kill_all, 5, (UserError, "failed"))
+        interrupted(monkeypatch, cfg, kill_all, 14, (UserError, "failed"))
     kept = checkpoints.steps(folder)
     full = r"rank\d: .*step-\d+: the checkpoint cannot be written .*Make room"
     interrupted(monkeypatch, cfg, None, 0, (UserError, full), most=40_000)
@@ -205,9 +205,10 @@ def test_ctrl_c_ends_the_ranks(done, monkeypatch):
             raise KeyboardInterrupt
         real(seconds)
 
-    monkeypatch.setattr(launch.time, "sleep", sleep)
-    with pytest.raises(KeyboardInterrupt):
-        launch.trained(cfg)
+    with monkeypatch.context() as patch:
+        patch.setattr(launch.time, "sleep", sleep)
+        with pytest.raises(KeyboardInterrupt):
+            launch.trained(cfg)
     assert alive
     assert gone(alive)
 
@@ -225,7 +226,7 @@ def test_strategies_see_the_same_samples_in_the_same_order_at_the_same_noise(don
     assert logs["random"][0]["masked_by_label"] != logs["ast"][0]["masked_by_label"]
     held = [steplog.read_log(done.with_masking(m).run_dir, "evals.jsonl") for m in logs]
     assert held[0][0] == held[1][0] == held[2][0]  # before the first step
-    assert [r["step"] for r in held[0]] == [0, 8, 16, 20]
+    assert [r["step"] for r in held[0]] == [0, 20, 40, 60]
     assert len({r[-1]["loss"] for r in held}) == 3
 
 
@@ -255,7 +256,7 @@ def test_zero_3_trains_resumes_and_leaves_the_same_adapter(done, monkeypatch, tm
     monkeypatch.setenv("TREEDIFF_RUNS", str(tmp_path / "runs"))
     shutil.rmtree(done.run_dir)
     cfg = done.but(zero_stage=3)
-    interrupted(monkeypatch, cfg, kill_all, 9, (UserError, "failed"))
+    interrupted(monkeypatch, cfg, kill_all, 26, (UserError, "failed"))
     assert checkpoints.steps(cfg.run_dir / "checkpoints")
     launch.trained(cfg)
     got = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")

@@ -134,7 +134,7 @@ def _run(cfg: Config, run_dir: Path, total: int) -> None:
         try:
             with tqdm(total=total, desc=f"train {cfg.masking}", unit=" steps", mininterval=2) as bar:
                 while process.poll() is None and not hung:
-                    time.sleep(0.5)
+                    time.sleep(0.2)
                     _advance(bar, run_dir / "log.jsonl")
                     if cfg.stall_timeout and watch.silence(run_dir) > cfg.stall_timeout:
                         hung = watch.stacks(run_dir)
@@ -211,7 +211,7 @@ def sampling(cfg: Config, benchmark: str, length: int, processes: int, total: in
             title = f"sample {cfg.run_dir.name} T={length}, {processes} processes"
             with tqdm(total=total, initial=made(), desc=title, unit=" answers", mininterval=2) as bar:
                 while process.poll() is None:
-                    time.sleep(0.5)
+                    time.sleep(0.2)
                     bar.update(made() - bar.n)
                 bar.update(made() - bar.n)
         finally:
