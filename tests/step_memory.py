@@ -1,6 +1,6 @@
 """Measures a training step under DeepSpeed: its peak memory, and that the host does not wait within it.
 
-    python tests/step_memory.py PORT '[{"precision": "bf16", "flash": true, ...}, ...]'      # a list of peaks [bytes]
+python tests/step_memory.py PORT '[{"precision": "bf16", "flash": true, ...}, ...]'      # a list of peaks [bytes]
 """
 
 import gc

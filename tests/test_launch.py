@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from treediff import answers, checkpoints, cli, launch, model, steplog, tokens, train, watch
-from treediff.config import UserError, resolve
+from treediff.config import UserError, resolve, write_json
 
 SHORT: dict = {
     "rows": 40,
@@ -250,6 +250,21 @@ def test_two_nodes_of_one_process_are_one_of_two(done, monkeypatch, tmp_path):
     assert all(torch.equal(got[k], want[k]) for k in want)
 
 
+def test_one_process_with_two_micro_batches_makes_the_same_updates_as_two_processes(done, monkeypatch, tmp_path):
+    shutil.copytree(done.preset_dir, tmp_path / "runs" / "tiny")
+    want, log = load_file(done.run_dir / "adapter" / "adapter_model.safetensors"), logged(done.run_dir)
+    monkeypatch.setenv("TREEDIFF_RUNS", str(tmp_path / "runs"))
+    shutil.rmtree(done.run_dir)
+    cfg = done.but(processes=1, accumulation=2)
+    write_json(cfg.with_masking("base").run_dir / "config.json", cfg.with_masking("base").as_dict())
+    launch.trained(cfg)
+    got = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
+    assert all(torch.allclose(got[k], want[k], atol=1e-4) for k in want)  # AdamW divides by what may be rounding
+    for a, b in zip(log, logged(done.run_dir), strict=True):
+        assert (a["uids"], a["p"]) == (b["uids"], b["p"])
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-6)
+
+
 def test_zero_3_trains_resumes_and_leaves_the_same_adapter(done, monkeypatch, tmp_path):
     shutil.copytree(done.preset_dir, tmp_path / "runs" / "tiny")
     want = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
@@ -287,3 +302,19 @@ def test_the_command_is_deepspeed_s(done):
     assert command[1:5] == ["-m", "deepspeed.launcher.runner", "--num_gpus", "2"]
     assert command[-3:] == ["--module", "treediff.train", str(done.run_dir)]
     assert train.deepspeed_config(done, 100)["zero_optimization"]["stage"] == 2
+
+
+def test_the_command_for_several_nodes(done, tmp_path):
+    with pytest.raises(UserError, match="master_port: must be given"):
+        done.but(nodes=2)
+    by_hand = launch.command(done.but(nodes=2, node_rank=1, master_port=29500, master_addr="10.0.0.1"), tmp_path)
+    for words in (["--no_ssh", "--node_rank", "1"], ["--master_addr", "10.0.0.1"], ["--master_port", "29500"]):
+        at = by_hand.index(words[0])
+        assert by_hand[at : at + len(words)] == words
+    by_ssh = launch.command(done.but(nodes=2, hostfile="hosts"), tmp_path)
+    assert by_ssh[3:9] == ["--num_gpus", "1", "--hostfile", "hosts", "--num_nodes", "2"]
+    assert "--master_addr" not in by_ssh
+    with pytest.raises(UserError, match="nodes: must divide processes 2"):
+        done.but(nodes=3)
+    with pytest.raises(UserError, match="hostfile: there is no file"):
+        launch.trained(done.but(seed=9, masking="base", hostfile=str(tmp_path / "none")))

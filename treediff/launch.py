@@ -99,6 +99,8 @@ def trained(cfg: Config) -> Path:
     from treediff import batch, corpus, heldout, prepare, steplog, tokens
 
     steplog.check_tracker(cfg)
+    if cfg.hostfile and not Path(cfg.hostfile).is_file():  # DeepSpeed would go on without it, on this machine alone
+        raise UserError(f"hostfile: there is no file {cfg.hostfile}.")
     tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
     total = batch.total_steps(cfg, len(prepare.prepared(cfg)))
     if len(heldout.rows(cfg)) < cfg.eval_rows and cfg.eval_every:
