@@ -1,7 +1,12 @@
 """Rows to encoded samples: what is kept, what is dropped for which reason, and what the labels say."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from treediff import corpus, tokens
 from treediff.config import resolve
@@ -46,6 +51,36 @@ def test_of_several_blocks_the_solution_or_the_last_one_is_the_program():
     assert corpus.example(row(two, solution="first = 1\n")).code == "first = 1"
 
 
+def test_a_row_with_half_a_character_is_dropped():
+    with pytest.raises(Dropped, match="not valid Unicode"):
+        corpus.example(row(json.loads('"<think>\\ud83d</think>\\n```python\\nx\\n```"')))
+
+
+@pytest.mark.parametrize(
+    ("language", "fence", "taken"),
+    [
+        ("python", "py", True),
+        ("python", "", True),
+        ("python", "js", False),
+        ("javascript", "JS", True),
+        ("cpp", "c++", True),
+        ("c", "cpp", False),
+        ("go", "golang", True),
+        ("zig", "zig", True),  # one that somebody adds
+        ("zig", "python", False),
+    ],
+)
+def test_fences_are_those_of_the_language(language, fence, taken):
+    output = f"<think>a</think>\n```{fence}\nx = 1\n```"
+    if not taken:
+        with pytest.raises(Dropped, match="no code block"):
+            corpus.example(row(output), language)
+        return
+    text, start, end = corpus.example(row(output), language).answer()
+    assert text[:start].endswith(f"\n```{language}\n")
+    assert text[start:end] == "x = 1"
+
+
 @pytest.fixture(scope="module")
 def tok(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bpe")
@@ -66,6 +101,11 @@ def test_labels_follow_the_regions(tok):
     where = np.flatnonzero(labels >= tokens.CODE)
     assert spans[:, 0].min() >= where[0]
     assert spans[:, 1].max() <= where[-1] + 1
+    lines, names = (record[c].reshape(-1, 3) for c in ("lines", "names"))
+    assert [i for a, b, _ in lines for i in range(a, b)] == where.tolist()
+    words = [(tok.decode(ids[a:b]).strip(), int(n)) for a, b, n in names]
+    assert [w[0] for w, _ in words] == list("fabab")  # a token may hold what follows the name, too
+    assert [n for _, n in words] == [0, 1, 2, 1, 2]
 
 
 def test_overlong_rows_are_dropped_or_lose_reasoning_never_code(tok):
@@ -80,6 +120,82 @@ def test_overlong_rows_are_dropped_or_lose_reasoning_never_code(tok):
     assert code.strip() == ex.code
     with pytest.raises(Dropped):
         corpus.encode(short.but(overlong="trim_reasoning", max_length=40), tok, ex)
+
+
+@pytest.fixture(scope="module", params=range(len(corpus._SPLITS)))
+def cutting(request, tmp_path_factory):
+    """A tokenizer that cuts texts as LLaDA's (Llama 3's, Qwen 2's) does, with long merges."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(corpus._SPLITS[request.param]), "isolated")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = list(tokens.SPECIAL_TOKENS)
+    bpe.train_from_iterator(
+        [Path(corpus.__file__).read_text(encoding="utf-8")],
+        trainers.BpeTrainer(vocab_size=3000, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    bos, eos, mask = special[:3]
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=bos, eos_token=eos, mask_token=mask)
+
+
+PIECES = [
+    "it's",
+    " I'll",
+    "don't ",
+    "    ",
+    "\n\n",
+    " a",
+    "word ",
+    "é",
+    "😀",
+    " 123",
+    "==",
+    "x y",
+    "\t",
+    "\r\n",
+    "'s t",
+    "_ b",
+]
+
+
+@given(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=6)), max_size=120), st.integers(1, 40))
+def test_a_text_is_called_too_long_only_if_it_is(cutting, parts, piece):
+    text = "".join(parts)
+    full = len(tokens.encode(cutting, text)[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "_PIECE", piece)
+        patch.setattr(corpus, "_WORTH", 0)
+        for room in {0, 1, full // 2, full - 1, full, full + 1} - {-1}:
+            assert not corpus.surely_longer(cutting, text, room) or full > room
+
+
+class Watched:
+    """A tokenizer that writes down what it is given."""
+
+    def __init__(self, backend):
+        self.backend, self.seen, self.backend_tokenizer = backend, [], self
+
+    def encode(self, text, **how):
+        self.seen.append(text)
+        return self.backend.encode(text, **how)
+
+    def __getattr__(self, name):
+        return getattr(self.backend, name)
+
+
+def test_a_long_text_is_refused_without_being_read_to_its_end(cutting, tok):
+    text = "two words and it's more, " * 4000
+    watched = Watched(cutting.backend_tokenizer)
+    assert corpus.surely_longer(watched, text, 1000)
+    assert 1000 < len("".join(watched.seen)) < len(text) / 4
+    assert not corpus.surely_longer(cutting, text, len(text))
+    assert not corpus.surely_longer(tok, text, 1000)  # a tokenizer of which it is not known where it cuts
 
 
 def test_a_mask_token_in_the_prompt_is_dropped(tok):

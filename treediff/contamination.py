@@ -19,8 +19,9 @@ import keyword
 import logging
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,8 +42,8 @@ NGRAM = {"code": 12, "text": 8}
 SHINGLE = {"code": 5, "text": 3}
 """Length of the n-grams whose sets MinHash compares."""
 
-FLAG = {"code": 0.6, "text": 0.6, "minhash": 0.7}
-"""A row is contaminated if one of its measures reaches this (docs/contamination.md: how the values were found)."""
+FLAG = {"code": 0.6, "text": 0.6, "minhash": 0.6}
+"""A row is contaminated if one of its measures reaches this (docs/data.md: how the values were found)."""
 
 FEW = 8
 """A problem with fewer n-grams than this counts by them only where a row holds them all; one with none, never."""
@@ -72,20 +73,26 @@ _TESTS = re.compile(r"^\s*(?:>>>|assert\b).*$", re.M)
 
 def program_tokens(code: str) -> list[tuple[str, bool]]:
     """A Python program's tokens as (text, whether it is a made-up name), normalised as the module says. Never fails."""
-    out: list[tuple[str, bool]] = []
-    line: list[tuple[str, str]] = []
-    for found in _LEXEME.finditer(f"{_IMPORT.sub('', code)}\n"):
+    lines: list[list[tuple[str, str, bool]]] = [[]]
+    depth = 0  # of brackets, in which a line goes on
+    for found in _LEXEME.finditer(_IMPORT.sub("", code)):
         kind, text = found.lastgroup, found[0]
-        if kind == "newline":
-            if not all(k == "string" for k, _ in line):  # strings alone on a line are docstrings
-                out += [(t, k == "name" and t not in _KNOWN) for k, t in line if t not in _GROUPING]
-            line = []
+        if kind == "newline" and not depth:
+            lines.append([])
         elif kind == "string":
-            line.append((kind, text.lstrip("rbufRBUF").strip("\"'")))
-        elif kind:
-            line.append((kind, text))
-    # What follows a dot is another one's name, which a copy must keep.
-    return [(t, own and (i == 0 or out[i - 1][0] != ".")) for i, (t, own) in enumerate(out)]
+            lines[-1].append((kind, text.lstrip("rbufRBUF").strip("\"'").replace("\\", ""), False))
+        elif kind and kind != "newline":
+            depth = max(0, depth + (text in "([{") - (text in ")]}"))
+            # What follows a dot is another one's name, which a copy must keep.
+            own = kind == "name" and text not in _KNOWN and not (lines[-1] and lines[-1][-1][:2] == ("mark", "."))
+            lines[-1].append((kind, text, own))
+    return [
+        (text, own)
+        for line in lines
+        if not all(kind == "string" for kind, _, _ in line)  # strings alone on a line are docstrings
+        for kind, text, own in line
+        if kind == "string" or text not in _GROUPING
+    ]
 
 
 def words(text: str) -> list[str]:
@@ -294,13 +301,11 @@ class Compared(NamedTuple):
     nearest: list[tuple[str, Near]]  # the nearest rows' ids
 
 
-def compare_file(cfg: Config, path: Path) -> Compared:
-    """Compare every row of a prepared Arrow file with the benchmarks of `cfg`, from its tokens."""
+def texts(cfg: Config, path: Path) -> Iterator[tuple[str, str, str]]:
+    """Id, problem text (in its chat frame) and program of every row of a prepared Arrow file, from its tokens."""
     import pyarrow as pa
 
-    against, tok = index(cfg), tokens.load_tokenizer(cfg.tokenizer, cfg.revision)
-    spelling = tokens.byte_table(tok).spelling
-    pairs: list[tuple[str, Near]] = []
+    spelling = tokens.byte_table(tokens.load_tokenizer(cfg.tokenizer, cfg.revision)).spelling
     with pa.OSFile(str(path)) as file:
         for batch in pa.ipc.open_stream(file):
             for name, ids, labels in zip(*(batch[c] for c in ("id", "input_ids", "labels")), strict=True):
@@ -309,14 +314,21 @@ def compare_file(cfg: Config, path: Path) -> Compared:
                     b"".join([spelling[i] for i in ids[which].tolist()]).decode(errors="replace")
                     for which in (labels == PROMPT, labels >= CODE)
                 )
-                pairs.append((name.as_py(), against.compare(said, code if cfg.language == "python" else "")))
+                yield name.as_py(), said, code
+
+
+def compare_file(cfg: Config, path: Path) -> Compared:
+    """Compare every row of a prepared Arrow file with the benchmarks of `cfg`; programs only if they are Python."""
+    against = index(cfg)
+    python = cfg.language == "python"
+    pairs = [(name, against.compare(said, code if python else "")) for name, said, code in texts(cfg, path)]
     flagged = [i for i, (_, near) in enumerate(pairs) if near.by]
     return Compared(
         len(pairs),
         flagged,
         {pairs[i][1].task for i in flagged},
         {k: sum(k in near.by for _, near in pairs) for k in FLAG},
-        heapq.nlargest(NEAREST, pairs, key=lambda p: p[1].score),
+        heapq.nlargest(NEAREST, (p for p in pairs if p[1].score), key=lambda p: p[1].score),
     )
 
 
@@ -336,5 +348,50 @@ def summary(cfg: Config, found: Iterable[Compared]) -> dict[str, Any]:
         "problems_flagged": len(set().union(*(f.tasks for f in found))),
         "too_short": {k: len(problems.too_short(k)) for k in NGRAM},
         "thresholds": FLAG,
-        "nearest": [{"row": name, **near._asdict()} for name, near in pairs],
+        "nearest": [{"row": name, **near._asdict(), "by": list(near.by)} for name, near in pairs],
     }
+
+
+def embedded(cfg: Config, files: list[Path]) -> dict[str, Any]:
+    """The nearest pairs by the cosine of mean-pooled embeddings (`embedder`) of problem text and program together.
+
+    Raises UserError if there is no such model. On the first GPU, or slowly without one.
+    """
+    import torch
+    from tqdm import tqdm
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tok, net = AutoTokenizer.from_pretrained(cfg.embedder), AutoModel.from_pretrained(cfg.embedder)
+    except (OSError, ValueError) as e:
+        first = str(e).strip().splitlines()[0]
+        raise UserError(
+            f"embedder: {cfg.embedder} is neither a model folder nor a reachable hub id ({first})."
+        ) from None
+    net = net.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    most = min(tok.model_max_length, getattr(net.config, "max_position_embeddings", 512))
+
+    @torch.no_grad()
+    def embed(some: list[str]) -> torch.Tensor:
+        batch = tok(some, padding=True, truncation=True, max_length=most, return_tensors="pt").to(net.device)
+        weight = batch["attention_mask"][:, :, None]
+        pooled = (net(**batch).last_hidden_state * weight).sum(1) / weight.sum(1)
+        return torch.nn.functional.normalize(pooled.float(), dim=1)
+
+    def batched(items: Iterable[Any]) -> Iterator[list[Any]]:
+        items = iter(items)
+        while some := list(islice(items, 32)):
+            yield some
+
+    problems = {task: p for key in _reach(cfg)[0].values() for task, p in _load(*key)[0].items()}
+    names = list(problems)
+    said = (f"{docstring(p['prompt'])}\n{p['prompt']}{p['canonical_solution']}" for p in problems.values())
+    against = torch.cat([embed(some) for some in batched(said)])
+    nearest: list[tuple[float, str, str]] = []
+    rows = (row for path in files for row in texts(cfg, path))
+    for some in tqdm(batched(rows), desc="embed", unit=" x 32 rows", mininterval=2):
+        cosine, task = (embed([f"{said}\n{code}" for _, said, code in some]) @ against.T).max(1)
+        found = zip(cosine.tolist(), (row[0] for row in some), (names[i] for i in task.tolist()), strict=True)
+        nearest = heapq.nlargest(NEAREST, (*nearest, *found))
+    pairs = [{"row": row, "task": task, "cosine": round(cosine, 4)} for cosine, row, task in nearest]
+    return {"model": cfg.embedder, "nearest": pairs}

@@ -112,9 +112,9 @@ def prompt_text(tok: PreTrainedTokenizerFast, message: str) -> str:
 
 
 def encode(cfg: Config, tok: PreTrainedTokenizerFast, ex: Example) -> dict[str, Any]:
-    """One encoded sample: id, uid (int64), input_ids (int32), labels (uint8, tokens.LABELS), spans (int32, flat
-    triples of token start, end, tier), code_bytes, error_bytes (those that do not parse). It ends with the
-    end-of-turn token, if there is one, without EOS.
+    """One encoded sample: id, uid (int64), input_ids (int32), labels (uint8, tokens.LABELS), the columns of `groups`
+    (int32, flat triples), code_bytes, error_bytes (those that do not parse). It ends with the end-of-turn token, if
+    there is one, without EOS.
 
     Raises Dropped if it is longer than `max_length` (see the switch `overlong`) or speaks the mask token.
     """
@@ -141,24 +141,37 @@ def encode(cfg: Config, tok: PreTrainedTokenizerFast, ex: Example) -> dict[str, 
     labels = np.full(len(ids), REASONING, np.uint8)
     inside = (at >= start) & (at < end)
     labels[inside] = CODE + tokens.token_tiers(tok, ids, starts, tiers, weights)[inside]
-    spans = syntax.node_spans(parsed, cfg.span_nodes == "tiered")
-    spans[:, :2] += start
-    spans = tokens.token_spans(at, spans)
-    spans[:, :2] += len(prompt)
+    found = groups(cfg, parsed, at[inside] - start, len(prompt) + int(np.searchsorted(at, start)))
     labels = [np.full(len(prompt), PROMPT, np.uint8), labels, np.full(len(ending), REASONING, np.uint8)]
     return {
         "id": ex.id,
         "uid": uid(ex),
         "input_ids": np.concatenate([prompt, ids, np.array(ending, np.int32)]),
         "labels": np.concatenate(labels),
-        "spans": spans.reshape(-1),
+        **{name: triples.reshape(-1) for name, triples in found.items()},
         "code_bytes": end - start,
         "error_bytes": syntax.error_bytes(parsed),
     }
 
 
+def groups(cfg: Config, parsed: syntax.Parsed, at: np.ndarray, shift: int) -> dict[str, np.ndarray]:
+    """What masking rules read besides labels, int32 (n, 3) each of first token, token after the last, and a number:
+    `spans` of AST nodes (their tier), `names` (which name) and `lines` (which line). `at`: the byte of the code that
+    places each token; `shift` is added to the token numbers."""
+    by_byte = {
+        "spans": syntax.node_spans(parsed, cfg.span_nodes == "tiered"),
+        "names": syntax.name_spans(parsed),
+        "lines": syntax.line_spans(parsed.source),
+    }
+    by_token = {name: tokens.token_spans(at, spans) for name, spans in by_byte.items()}
+    for spans in by_token.values():
+        spans[:, :2] += shift
+    return by_token
+
+
 TOO_LONG = "longer than max_length"
 _PIECE = 4096  # characters
+_WORTH = 5  # characters a token: a text of more than these may well be too long
 _WORDS = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])")
 _PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SPLITS = (  # LLaDA's, Llama 3's and Qwen 2's way of cutting a text before the merges
@@ -175,15 +188,20 @@ def surely_longer(tok: PreTrainedTokenizerFast, text: str, room: int) -> bool:
     Most rows of OpenCodeReasoning are far too long, so that this saves most of the work. It is exact, because the
     pieces are cut at a blank between two words, where the tokenizers that are let in here never join anything.
     """
-    if len(text) <= 5 * room or not _splits_at_words(tok):
+    if len(text) <= _WORTH * room or not _splits_at_words(tok):
         return False
     count = start = 0
-    while count <= room:
-        cut = _WORDS.search(text, start + _PIECE)
-        if not cut:
-            return False
-        count += len(tokens.encode(tok, text[start : cut.start()])[0])
-        start = cut.start()
+    backend = tok.backend_tokenizer
+    backend.encode_special_tokens = True
+    try:
+        while count <= room:
+            cut = _WORDS.search(text, start + _PIECE)
+            if not cut:
+                return False
+            count += len(backend.encode(text[start : cut.start()], add_special_tokens=False))
+            start = cut.start()
+    finally:
+        backend.encode_special_tokens = False
     return True
 
 
@@ -337,12 +355,12 @@ def benchmark_file(cfg: Config, benchmark: str) -> Path | None:
 
 
 class View(NamedTuple):
-    """A piece of code as tokens: ids int32, starts int64 [byte], labels uint8, spans int32 (n, 3), all per token."""
+    """A piece of code as tokens: ids int32, starts int64 [byte], labels uint8, per token; and its `groups`."""
 
     ids: np.ndarray
     starts: np.ndarray
     labels: np.ndarray
-    spans: np.ndarray
+    groups: dict[str, np.ndarray]
 
 
 def example_code(source: str, lines: int, language: str = "python") -> tuple[str, str]:
@@ -367,8 +385,7 @@ def view(cfg: Config, tok: PreTrainedTokenizerFast, code: str) -> View:
     tiers = syntax.byte_tiers(parsed, cfg.tier_owner)
     weights = cfg.weights()[CODE:] if cfg.token_owner == "max_weight" else None
     labels = (CODE + tokens.token_tiers(tok, ids, starts, tiers, weights)).astype(np.uint8)
-    spans = tokens.token_spans(tokens.anchors(tok, ids, starts), syntax.node_spans(parsed, cfg.span_nodes == "tiered"))
-    return View(ids, starts, labels, spans)
+    return View(ids, starts, labels, groups(cfg, parsed, tokens.anchors(tok, ids, starts), 0))
 
 
 def view_masks(cfg: Config, seen: View, level: float, draws: int = 1) -> np.ndarray:
@@ -379,7 +396,8 @@ def view_masks(cfg: Config, seen: View, level: float, draws: int = 1) -> np.ndar
 
     labels = torch.from_numpy(seen.labels).expand(draws, -1)
     p = torch.full((draws,), level, dtype=torch.float64)
-    return masking.corrupt(cfg, labels, [seen.spans] * draws, torch.arange(draws), 0, p).numpy()
+    spans = [seen.groups[masking.READS[cfg.masking]]] * draws if cfg.masking in masking.READS else None
+    return masking.corrupt(cfg, labels, spans, torch.arange(draws), 0, p).numpy()
 
 
 def answer_tokens(

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 CHUNK = 16_000_000  # bytes of rows: what a kill can lose per process, and a process's memory, grow with it
 SHARD = 128_000_000  # bytes of a file of the finished data set
-_FORMAT = 2  # raise it when the same rows and switches give other bits
+_FORMAT = 3  # raise it when the same rows and switches give other bits
 
 
 def prepared(cfg: Config, out: Path | None = None) -> datasets.Dataset:
@@ -72,12 +72,14 @@ def prepared(cfg: Config, out: Path | None = None) -> datasets.Dataset:
 def stats(cfg: Config, out: Path | None = None) -> dict[str, Any]:
     """What is known of the prepared data set: rows at each filter, tokens by label, lengths, shares, contamination.
 
-    The contamination is checked again if it was not checked yet, or against other benchmark files.
+    The contamination is checked again if it was not checked yet, or against other benchmark files or embeddings.
     """
     prepared(cfg, out)
     folder = Path(out or data_folder(cfg))
     found = read_json(folder / "stats.json")
-    if found["contamination"]["against"] != contamination.stamps(cfg):
+    known = found["contamination"]
+    other_model = cfg.embedder not in ("", known.get("embeddings", {}).get("model")) and known["against"]
+    if other_model or known["against"] != contamination.stamps(cfg):
         found["contamination"] = _check(cfg, sorted(folder.glob("*.arrow")))
         write_json(folder / "stats.json", found)
     return found
@@ -209,7 +211,8 @@ def _schema() -> pa.Schema:
     import pyarrow as pa
 
     own = {"id": pa.string(), "uid": pa.int64()}
-    own |= {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.uint8()), "spans": pa.list_(pa.int32())}
+    own |= {"labels": pa.list_(pa.uint8())}
+    own |= dict.fromkeys(("input_ids", "spans", "names", "lines"), pa.list_(pa.int32()))
     return pa.schema(own | dict.fromkeys(("row", "code_bytes", "error_bytes"), pa.int64()))
 
 
@@ -266,7 +269,7 @@ def _write(files: list[Path], chosen: np.ndarray, spot: Path, mark: str) -> Tall
     import datasets
     import pyarrow as pa
 
-    columns = ["id", "uid", "input_ids", "labels", "spans"]
+    columns = ["id", "uid", "input_ids", "labels", "spans", "names", "lines"]
     features = datasets.Features.from_arrow_schema(pa.schema([_schema().field(c) for c in columns]))
     tally, shards, writer, size = Tally(), [], None, 0
     for path in files:
@@ -341,7 +344,8 @@ def _check(cfg: Config, files: list[Path]) -> dict[str, Any]:
     cfg = cfg.but(tokenizer=corpus.tokenizer_folder(cfg))
     if not contamination.stamps(cfg):
         return contamination.summary(cfg, [])
-    return contamination.summary(cfg, spread(cfg, contamination.compare_file, ((cfg, path) for path in files)))
+    found = contamination.summary(cfg, spread(cfg, contamination.compare_file, ((cfg, path) for path in files)))
+    return found | ({"embeddings": contamination.embedded(cfg, files)} if cfg.embedder else {})
 
 
 # --- processes -----------------------------------------------------------------------------------------------------
