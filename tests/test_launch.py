@@ -250,6 +250,7 @@ def test_two_nodes_of_one_process_are_one_of_two(done, monkeypatch, tmp_path):
     assert all(torch.equal(got[k], want[k]) for k in want)
 
 
+@pytest.mark.slow
 def test_one_process_with_two_micro_batches_makes_the_same_updates_as_two_processes(done, monkeypatch, tmp_path):
     shutil.copytree(done.preset_dir, tmp_path / "runs" / "tiny")
     want, log = load_file(done.run_dir / "adapter" / "adapter_model.safetensors"), logged(done.run_dir)

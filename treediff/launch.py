@@ -64,13 +64,15 @@ def command(cfg: Config, run_dir: Path) -> list[str]:
 
 
 def environment(cfg: Config) -> dict[str, str]:
-    """The launcher's environment: on a CPU, one thread set per process, and gloo on loopback if all are here."""
+    """The launcher's environment: on a CPU the cores shared out (unless OMP_NUM_THREADS says otherwise), and gloo on
+    loopback if all processes are here.
+    """
     import torch
 
     env = dict(os.environ, TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1", TREEDIFF_STARTER=watch.starter())
     if not torch.cuda.is_available():
         threads = max(1, (os.cpu_count() or 1) // (cfg.processes // cfg.nodes))
-        env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads)}
+        env = {"OMP_NUM_THREADS": str(threads), **env, "DS_ACCELERATOR": "cpu"}
         if cfg.master_addr == "127.0.0.1":
             env["GLOO_SOCKET_IFNAME"] = "lo"
     return env
