@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from treediff import plots
+from treediff import plots, stats
 from treediff.plots import MARKER, NAMES, STRATEGY
 from treediff.tokens import LABELS
 
@@ -79,7 +79,7 @@ def machine(log: Log) -> Figure:
 def heldout(runs: Mapping[str, Log]) -> Figure:
     """Share of masked held-out tokens restored, over training: one panel per tier, one line per masking.
 
-    Each panel has its own axis. The band is a 95 % normal interval of each share as if tokens were independent, which
+    Each panel has its own axis. The band is a 95 % Wilson interval of each share as if tokens were independent, which
     within a program they are not.
     """
     from matplotlib.figure import Figure
@@ -94,11 +94,10 @@ def heldout(runs: Mapping[str, Log]) -> Figure:
         for name, log in runs.items():
             steps = np.array([r["step"] for r in log])
             p = np.array([r["accuracy_by_label"][label] for r in log])
-            half = 1.96 * np.sqrt(p * (1 - p) / log[0]["tokens"][label])
+            count = log[0]["tokens"][label]
+            low, high = 100 * np.array([stats.wilson(round(share * count), count) for share in p]).T
             ax.plot(steps, 100 * p, color=STRATEGY[name], marker=MARKER[name], ms=4, lw=1.4, label=NAMES[name])
-            low, high = 100 * np.clip(p - half, 0, 1), 100 * np.clip(p + half, 0, 1)
             ax.fill_between(steps, low, high, color=STRATEGY[name], alpha=0.12, lw=0)
-        count = next(iter(runs.values()))[0]["tokens"][label]
         ax.set_title(f"{label} ({count} tokens)", fontsize=9, loc="left")
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="#EEEEEE", lw=0.8)
