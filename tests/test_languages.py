@@ -1,6 +1,5 @@
 """Every language: its table, real files, and the tier of each construct."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -21,7 +20,7 @@ def language(request) -> str:
 
 
 def installed(language: str) -> str:
-    if importlib.util.find_spec(LANGUAGES[language].grammar) is None:
+    if language not in syntax.installed():
         pytest.skip(f"the grammar of {language} is not installed (pip install 'treediff[languages]')")
     return language
 

@@ -1,7 +1,7 @@
 """Python's own `ast` and `tokenize` as an oracle of the tiers, over the standard library of the running Python.
 
-The oracle knows nothing of tree-sitter: it paints the extents of `ast` nodes over the tokens of `tokenize`. What the two
-cannot agree on for a reason is an exception with a name, and counted; everything else must agree, token by token.
+The oracle knows nothing of tree-sitter: it paints the extents of `ast` nodes over the tokens of `tokenize`. What the
+two cannot agree on for a reason is an exception with a name, and counted; all else must agree, token by token.
 """
 
 import ast
@@ -33,18 +33,20 @@ EXTENT = {
 DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 COMPREHENSION = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 # Under the owner `keyword`: a node's own words, each with the tier of the construct that it introduces.
-ASSIGNS = {op + "=" for op in "+ - * / // % @ & | ^ >> << **".split()} | {"="}
+ASSIGNS = ["=", "+=", "-=", "*=", "/=", "//=", "%=", "@=", "&=", "|=", "^=", ">>=", "<<=", "**="]
+MOVES = ["for", "in", "async", "while", "return", "break", "continue", "yield", "from", "raise", "try", "except", "*"]
+MOVES += ["except*", "finally", "with"]
+DEFINES, IMPORTS, CHOOSES = ["def", "async", "class", "->"], ["import", "from", "__future__"], ["if", "elif", "else"]
 WORDS = {
-    **dict.fromkeys(DEFINITION, dict.fromkeys(("def", "async", "class", "->"), SKELETON)),
-    **dict.fromkeys((ast.Import, ast.ImportFrom), {"import": SKELETON, "from": SKELETON}),
+    **dict.fromkeys(DEFINITION, dict.fromkeys(DEFINES, SKELETON)),
+    **dict.fromkeys((ast.Import, ast.ImportFrom), dict.fromkeys(IMPORTS, SKELETON)),
     **dict.fromkeys((ast.Assign, ast.AnnAssign, ast.AugAssign), dict.fromkeys(ASSIGNS, DATA)),
-    **dict.fromkeys(EXTENT[CONTROL], dict.fromkeys(
-        "for in async while return break continue yield from raise try except * except* finally with".split(), CONTROL
-    ) | {"else": CONDITION}),
-    **dict.fromkeys(COMPREHENSION, dict.fromkeys(("for", "in", "async"), CONTROL) | {"if": CONDITION}),
-    **dict.fromkeys(EXTENT[CONDITION], dict.fromkeys("if elif else match case".split(), CONDITION)),
+    **dict.fromkeys(EXTENT[CONTROL], dict.fromkeys(MOVES, CONTROL) | {"else": CONDITION}),
+    **dict.fromkeys(COMPREHENSION, dict.fromkeys(["for", "in", "async"], CONTROL) | {"if": CONDITION}),
+    **dict.fromkeys(EXTENT[CONDITION], dict.fromkeys([*CHOOSES, "match", "case"], CONDITION)),
     ast.NamedExpr: {":=": DATA},
-}  # fmt: skip
+}
+DECORATOR = "@ of a decorator"  # what stands for that token; `@` alone is the operator
 TIER = {kind: tier for tier, kinds in EXTENT.items() for kind in kinds}
 
 
@@ -129,19 +131,23 @@ class Oracle:
         for x in getattr(node, "decorator_list", []):
             first, last = self.range(x)
             at = self.before(first, "@")
-            self.words[at] = "decorator"
+            self.words[at] = DECORATOR
             found.append(lambda at=at, last=last: self.paint(at, last, SKELETON))
         if isinstance(node, COMPREHENSION):
             for part in node.generators:
-                begin = self.before(self.range(part.target)[0], "for")
-                begin -= bool(part.is_async)
-                found.append(lambda a=begin, b=self.range(part.iter)[1]: self.paint(a, b, CONTROL))
+                at, last = (
+                    self.before(self.range(part.target)[0], "for") - bool(part.is_async),
+                    self.range(part.iter)[1],
+                )
+                found.append(lambda at=at, last=last: self.paint(at, last, CONTROL))
                 for condition in part.ifs:
                     first, last = self.range(condition)
-                    found.append(lambda a=self.before(first, "if"), b=last: self.paint(a, b, CONDITION))
+                    at = self.before(first, "if")
+                    found.append(lambda at=at, last=last: self.paint(at, last, CONDITION))
         if type(node) in EXTENT[CONTROL] and getattr(node, "orelse", []):
             first, last = self.range(node.orelse[0])[0], self.range(node.orelse[-1])[1]
-            found.append(lambda a=self.before(first, "else"), b=last: self.paint(a, b, CONDITION))
+            at = self.before(first, "else")
+            found.append(lambda at=at, last=last: self.paint(at, last, CONDITION))
         return found
 
     def own(self, i: int) -> int:
@@ -149,9 +155,22 @@ class Oracle:
         word, node = self.words[i], self.nodes[self.deepest[i] - 1] if self.deepest[i] else None
         if isinstance(node, (ast.Constant, ast.MatchSingleton)):
             return DEFAULT if self.text[i] else SKELETON
-        if word == "decorator":
+        if word == DECORATOR:
             return SKELETON
         return WORDS.get(type(node), {}).get(word, DEFAULT)
+
+    def excuse(self, i: int, got: set[int]) -> str | None:
+        """Why the grammar's tree differs from Python's here, if that is known."""
+        node = self.nodes[self.deepest[i] - 1] if self.deepest[i] else None
+        if self.words[i] == "*" and isinstance(node, ast.Starred) and got == {DATA}:
+            return STARRED
+        if self.words[i] == "type" and isinstance(node, ast.Name) and got == {DATA}:
+            return ALIAS
+        return None
+
+
+ALIAS = "`type` in `type(x).y = z`, which the grammar takes for the keyword of a type alias"
+STARRED = "`*` before a call in parentheses, which the grammar takes for a part of the call"
 
 
 def compare(path: Path) -> Counter:
@@ -181,6 +200,8 @@ def compare(path: Path) -> Counter:
             )  # fmt: skip
             if got <= {int(want[i])}:
                 found["tokens that agree"] += 1
+            elif reason := oracle.excuse(i, got):
+                found[reason] += 1
             else:
                 row = source.count(b"\n", 0, start) + 1
                 found[f"DISAGREE {owner} {path.name}:{row} {oracle.words[i][:20]!r} {got} for {want[i]}"] += 1
@@ -193,4 +214,18 @@ def wrong(found: Counter) -> list[str]:
 
 @pytest.mark.parametrize("path", SAMPLE, ids=lambda p: p.name)
 def test_tiers_agree_with_ast_and_tokenize(path):
-    assert not wrong(compare(path))
+    found = compare(path)
+    assert not wrong(found)
+    assert found["tokens that agree"] > 0
+
+
+@pytest.mark.slow
+def test_the_whole_library_agrees():
+    """Prints the counts: pytest -m slow -s tests/test_stdlib.py"""
+    from tqdm import tqdm
+
+    found = sum((compare(path) for path in tqdm(LIBRARY)), Counter())
+    print("\n".join(f"{n:9} {name}" for name, n in found.most_common()))
+    assert not wrong(found)
+    assert found["files"] > 0.97 * len(LIBRARY)  # what is left out is the exception
+    assert found["tokens of f-strings"] + found[STARRED] + found[ALIAS] < 0.002 * found["tokens that agree"]
