@@ -41,7 +41,7 @@ def test_every_switch_says_what_it_means():
         ({"seed": "one"}, "seed: 'one' is not a whole number"),
         ({"seed": 1.5}, "seed: 1.5 is not a whole number"),
         ({"seed": "-1"}, "seed: must not be negative"),
-        ({"eos_suppression": "maybe"}, "eos_suppression: 'maybe' is not true or false"),
+        ({"eos_suppression": "maybe"}, "eos_suppression: 'maybe' is not one of off, logits, confidence"),
         ({"lengths": "64,x"}, "lengths: '64,x' is not a list of whole numbers"),
         ({"lengths": [50]}, "block_length: must divide"),
         ({"pretrain": {"stepps": 3}}, "pretrain: holds 'stepps'"),
@@ -58,8 +58,10 @@ def test_bad_switches_are_named(given, said):
 
 
 def test_texts_are_read_by_the_switch_s_type():
-    cfg = resolve("tiny", seed="3", lr="1e-4", lengths="32,64", eos_suppression="True", tier_weights='{"data": "0.5"}')
-    assert (cfg.seed, cfg.lr, cfg.lengths, cfg.eos_suppression) == (3, 1e-4, [32, 64], True)
+    cfg = resolve(
+        "tiny", seed="3", lr="1e-4", lengths="32,64", eos_suppression="logits", tier_weights='{"data": "0.5"}'
+    )
+    assert (cfg.seed, cfg.lr, cfg.lengths, cfg.eos_suppression) == (3, 1e-4, [32, 64], "logits")
     assert cfg.tier_weights == {"skeleton": 0.15, "data": 0.5, "condition": 0.58, "control": 0.60}
     assert resolve("tiny", pretrain={"max_steps": "7"}).pretrain["optimiser"] == "muon"
 

@@ -111,6 +111,35 @@ def test_weighted_sampling_has_the_enumerated_inclusion_probabilities(n):
     assert np.abs(got - exact_inclusion(weights, n)).max() < 4 * 0.5 / math.sqrt(40_000)
 
 
+def test_inclusion_of_many_tokens_follows_theory_and_keeps_the_order_of_the_weights():
+    codes = [2] * 200 + [3] * 300 + [4] * 200 + [5] * 100 + [6] * 100
+    weights = np.array([CFG["ast"].weights()[c] for c in codes])
+    for p in (0.05, 0.3, 0.7, 0.95):
+        got = frequencies(CFG["ast"], codes, p, 3_000)
+        theory = masking.expected_inclusion(weights, math.floor(p * len(codes)))
+        assert theory.sum() == pytest.approx(math.floor(p * len(codes)))
+        for w in set(weights):  # 3,000 draws of at least 100 tokens each
+            assert abs(got[weights == w].mean() - theory[weights == w].mean()) < 0.006
+
+
+def test_theory_fills_weight_zero_last():
+    weights = np.array([0.0, 0.0, 0.5, 1.0])
+    assert masking.expected_inclusion(weights, 3).tolist() == [0.5, 0.5, 1, 1]
+    assert masking.expected_inclusion(weights, 0).tolist() == [0, 0, 0, 0]
+    few = masking.expected_inclusion(weights, 1)
+    assert few[:2].tolist() == [0, 0]
+    assert few.sum() == pytest.approx(1)
+
+
+@given(rows, st.floats(0, 1), st.integers(-(2**63), 2**63 - 1))
+def test_with_equal_weights_ast_masking_is_exact_random_masking(codes, p, uid):
+    """The strategies draw from one stream: what differs between two runs is the weights' doing and not chance's."""
+    flat = CFG["ast"].but(tier_weights=dict.fromkeys(CFG["ast"].tier_weights, 0.3), default_weight=0.3)
+    level, ids = torch.tensor([p], dtype=torch.float64), torch.tensor([uid])
+    masks = [masking.corrupt(c, labels_of(codes), None, ids, 3, level) for c in (flat, EXACT)]
+    assert torch.equal(*masks)
+
+
 def test_weight_zero_comes_last_and_then_uniformly():
     cfg = CFG["ast"].but(tier_weights={"skeleton": 0.0, "data": 0.42, "condition": 0.58, "control": 0.6})
     got = frequencies(cfg, [3, 3, 3, 4, 6], 0.61)  # 3 tokens: both weighted ones, and one of three
@@ -162,6 +191,38 @@ def test_spans_are_chosen_as_the_pseudo_code_says(size, p, uid):
     assert {i for i in np.flatnonzero(masking.corrupt(cfg, labels, [spans], ids, 7, level)[0].numpy()) if i >= 3} == got
 
 
+def greedy_groups(groups, order, budget):
+    """Groups in the given order, each whole if it fits: token positions, by a plain loop."""
+    taken = set()
+    for number in order:
+        tokens = {i for start, end, n in groups if n == number for i in range(start, end)}
+        if len(taken) + len(tokens) <= budget:
+            taken |= tokens
+    return taken
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.floats(0, 1), st.integers(0, 10**6), st.booleans())
+def test_groups_are_masked_whole_while_they_fit_and_the_budget_is_exact(names, p, uid, lines):
+    cfg = CFG["random"].but(masking="line" if lines else "identifier")
+    labels = labels_of([0, 1] + [3] * (2 * len(names)))
+    groups = np.array([(2 + 2 * i, 3 + 2 * i, n) for i, n in enumerate(names)], np.int32)  # every other token
+    ids, level = torch.tensor([uid]), torch.tensor([p], dtype=torch.float64)
+    got = set(np.flatnonzero(masking.corrupt(cfg, labels, [groups], ids, 4, level)[0].numpy())) - {0, 1}
+    budget = math.floor(p * 2 * len(names))
+    present = sorted(set(names))
+    draws = masking.uniform(0, ids, 4, masking.SHUFFLE, len(groups))[0, : len(present)].numpy()
+    want = greedy_groups(groups.tolist(), [present[i] for i in np.argsort(draws, kind="stable")], budget)
+    assert want <= got
+    assert len(got) == budget
+
+
+def test_a_sample_without_groups_is_filled_uniformly():
+    cfg, labels = CFG["random"].but(masking="identifier"), labels_of([0, 1, 3, 3, 3, 3])
+    level, none = torch.tensor([0.5], dtype=torch.float64), np.zeros((0, 3), np.int32)
+    assert masking.corrupt(cfg, labels, [none], torch.tensor([1]), 0, level)[0, 2:].sum() == 2
+
+
 def test_random_numbers_are_uniform_and_independent():
     u = masking.uniform(3, torch.arange(300), 17, 2, 400).numpy()
     assert stats.kstest(u.ravel(), "uniform").pvalue > 1e-3
@@ -195,6 +256,28 @@ def test_noise_schedule():
     assert masking.eps_at(cfg.but(noise="constant"), 0, 100) == 0.001
 
 
-def test_ties_break_by_position():
-    keys = torch.tensor([[1.0, 0.5, 0.5, 0.5, 2.0]])
-    assert masking.take(keys, torch.tensor([2])).tolist() == [[False, True, True, False, False]]
+FLOATS = [-torch.inf, -1.5, -0.0, 1e-40, 0.5, 0.50000006, 2.0, torch.inf]
+
+
+@given(st.lists(st.sampled_from(FLOATS), min_size=1), st.data())
+def test_take_is_a_stable_sort_of_float32_keys(values, data):
+    """Whatever their sign, however close or equal: the smallest first, ties by position."""
+    keys = torch.tensor([values])
+    n = data.draw(st.integers(0, len(values)))
+    want = torch.zeros(len(values), dtype=torch.bool)
+    want[torch.sort(keys[0], stable=True).indices[:n]] = True
+    assert torch.equal(masking.take(keys, torch.tensor([n]))[0], want)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", list(CFG))
+def test_masks_are_the_same_on_a_gpu(name):
+    draw = torch.Generator().manual_seed(2)
+    labels = torch.randint(0, 7, (64, 900), generator=draw, dtype=torch.uint8).sort(1).values
+    spans = [tree_spans(int((r >= CODE).sum()), int((r < CODE).sum()), i) for i, r in enumerate(labels)]
+    uid = torch.arange(64)
+    for step in range(20):
+        p = masking.noise_level(CFG[name], uid, step, 20)
+        here = masking.corrupt(CFG[name], labels, spans, uid, step, p)
+        there = masking.corrupt(CFG[name], labels.cuda(), spans, uid.cuda(), step, p.cuda())
+        assert torch.equal(here, there.cpu())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, DRIVER, Browser
 
-from treediff import corpus, page, report, sample, stats, tokens
+from treediff import answers, corpus, page, report, stats, tokens
 from treediff.config import MASKINGS, resolve, write_json
 
 HOSTILE = (
@@ -21,7 +21,7 @@ def synthetic(cfg, tasks, tokens_each):
     """Runs of all strategies: programs made of the solutions' tokens, one of them hostile; verdicts drawn."""
     tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
     rng = np.random.default_rng(0)
-    problems = list(sample.benchmark_problems(cfg, "tinycode").items())[:tasks]
+    problems = list(answers.benchmark_problems(cfg, "tinycode").items())[:tasks]
     coded = {i: tokens.encode(tok, f"```python\n{p['canonical_solution']}\n")[0].tolist() for i, p in problems}
     for number, strategy in enumerate(report.ROWS):
         run = cfg.with_masking(strategy)
@@ -44,12 +44,12 @@ def synthetic(cfg, tasks, tokens_each):
                         "solution": HOSTILE if task == problems[0][0] else p["prompt"] + p["canonical_solution"],
                         "ids": ids,
                         "committed_at": rng.permutation(length)[:n].tolist(),
-                        "settings": sample.settings(run, length),
+                        "settings": answers.settings(run, length),
                     }
                 )
             ledger = {"benchmark": "tinycode", "settings": {"data_sha256": "d"}, "sandbox": {}, "tasks": verdicts}
             write_json(report.ledger_path(run, "tinycode", length), ledger)
-            path = sample.samples_path(run, "tinycode", length)
+            path = answers.samples_path(run, "tinycode", length)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(x) + "\n" for x in lines))
 
@@ -171,7 +171,7 @@ def masked(browser):
 
 
 def test_the_slider_commits_tokens_in_their_order(shown, written):
-    rows = sample.read_samples(sample.samples_path(written[0].with_masking("random"), "tinycode", 64))
+    rows = answers.read_samples(answers.samples_path(written[0].with_masking("random"), "tinycode", 64))
     at = next(iter(rows.values()))["committed_at"]
     shown.run("document.getElementById('t-step').focus()")
     shown.keys("#t-step", "\ue011")  # Home

@@ -56,13 +56,6 @@ def test_text_stands_in_its_box():
         assert extent.x1 <= box.x1 + 1.5
 
 
-def test_smoothing_ignores_what_is_missing():
-    values = np.array([np.nan, 1.0, 3.0, np.nan, 5.0])
-    got = plots._smooth(values, 2)
-    assert np.isnan(got[0])
-    assert got[1:].tolist() == [1.0, 2.0, 3.0, 5.0]
-
-
 def test_intervals_are_drawn_where_they_are():
     figure = plots.robustness({"base": {64: (50.0, 40.0, 62.0)}, "ast": {64: (70.0, 60.0, 80.0)}}, "pass@1")
     segments = [s for c in figure.axes[0].collections for s in c.get_segments()]
@@ -75,3 +68,28 @@ def test_the_tree_shows_every_named_node():
     shown = [t.get_text().replace("\n", "_") for t in figure.axes[0].texts]
     assert {"module", "function_definition", "parameters", "block", "return_statement", "def", "return"} <= set(shown)
     assert shown.count("a") == 2
+
+
+def test_the_slider_redraws_its_figure_in_a_kernel_and_stays_without_one(tmp_path):
+    """Moving it, as a front end does, replaces the figure of the cell that made it."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    made = (
+        "%matplotlib inline\n"
+        "from matplotlib.figure import Figure\n"
+        "from treediff import plots\n"
+        "def draw(x):\n"
+        "    figure = Figure()\n"
+        "    figure.subplots().set_title(x)\n"
+        "    return figure\n"
+        "slider = plots.slider(draw, 'P', 0.25)"
+    )
+
+    def picture(*cells: str) -> str:
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+        NotebookClient(notebook, kernel_name="python3", timeout=100).execute()
+        (shown,) = [o for o in notebook.cells[0].outputs if "image/png" in o.get("data", {})]
+        return shown["data"]["image/png"]
+
+    assert picture(made, "slider.value = 0.75") == picture(made.replace("0.25", "0.75")) != picture(made)

@@ -252,13 +252,13 @@ def test_a_big_process_scores_as_a_small_one(bench):
 def judged(monkeypatch):
     """The tasks of each call to the judges."""
     calls = []
-    real = score._judged
+    real = score.judged
 
     def spy(jobs, *args):
         calls.append(sorted(job[0] for job in jobs if not job[1].get("record")))
         yield from real(jobs, *args)
 
-    monkeypatch.setattr(score, "_judged", spy)
+    monkeypatch.setattr(score, "judged", spy)
     return calls
 
 
@@ -305,6 +305,72 @@ def test_killed_scoring_goes_on(bench, judged, tmp_path):
     assert not journal.exists()
 
 
+def several(programs):
+    """Samples of tasks as rows, mixed up: {task number: [program, ...]}."""
+    rows = [
+        {"task_id": f"TinyCode/{i}", "completion": program, **({"sample": k} if k else {})}
+        for i, of in programs.items()
+        for k, program in enumerate(of)
+    ]
+    return sorted(rows, key=lambda r: (-r.get("sample", 0), r["task_id"]))
+
+
+BASE_ONLY = "    return b + a\n"
+
+
+def test_several_samples_of_a_task(bench, judged):
+    """A verdict per task and sample, in their order; a program that a task has twice is judged once."""
+    ledger = bench(several({3: [WRONG, RIGHT, BASE_ONLY], 1: [RIGHT, RIGHT, WRONG]}))
+    kinds = {t: [(v["base"], v["plus"]) for v in of] for t, of in ledger["tasks"].items()}
+    assert kinds == {
+        "TinyCode/1": [("pass", "pass"), ("pass", "pass"), ("fail", "fail")],
+        "TinyCode/3": [("fail", "fail"), ("pass", "pass"), ("pass", "fail")],
+    }
+    assert judged[-1] == [
+        "TinyCode/1",
+        "TinyCode/1 sample 2",
+        "TinyCode/3",
+        "TinyCode/3 sample 1",
+        "TinyCode/3 sample 2",
+    ]
+    assert score.passes(ledger) == {"n": 6, "base": 4, "plus": 3}
+    assert ledger["settings"]["samples"] == 6
+    assert json.loads(bench.out.read_text()) == ledger
+    [line] = score.passes_at(ledger)  # tasks that differ less than six draws would: Wilson's intervals of 4/6 and 3/6
+    assert line == "pass@1 over 2 tasks, in percent: base 66.7 [30.0, 90.3], plus 50.0 [18.8, 81.2]"
+    judged.clear()
+    assert bench(several({3: [WRONG, RIGHT, BASE_ONLY], 1: [RIGHT, RIGHT, WRONG]})) == ledger
+    assert judged == []  # reused
+    assert list(score.passes_at(bench({0: RIGHT}, out="one.json"))) == []
+
+
+def test_killed_scoring_of_several_samples_goes_on(bench, judged):
+    """What the journal of a killed scoring holds, sample by sample, is not judged again; the ledger is the same."""
+    rows = several({i: [RIGHT, WRONG, BASE_ONLY, f"    return a + b * {i + 2}\n"] for i in range(4)})
+    whole = bench(rows, out="whole.json")
+    real, stop = score.judged, iter(range(6))
+
+    def cut(jobs, *args):
+        for result in real(jobs, *args):
+            yield result
+            if next(stop, None) is None:
+                raise KeyboardInterrupt
+
+    score.judged = cut
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            bench(rows)
+    finally:
+        score.judged = real
+    assert not bench.out.exists()
+    kept = bench.out.with_name(".ledger.json.journal").read_bytes().count(b'"base"')
+    judged.clear()
+    ledger = bench(rows)
+    assert len(judged[0]) == 16 - kept < 16
+    strip = lambda x: {t: [{**v, "seconds": 0} for v in of] for t, of in x["tasks"].items()}  # noqa: E731
+    assert strip(ledger) == strip(whole)
+
+
 def test_two_scorings_of_one_ledger(bench):
     import fcntl
 
@@ -342,7 +408,10 @@ def test_interrupt_ends_at_once(bench, monkeypatch):
         ([{"task_id": "HumanEval/1", "completion": "x"}], r"row 1: the benchmark has no task 'HumanEval/1'"),
         ([{"task_id": "TinyCode/1"}], r"row 1: completion is missing"),
         ([{"task_id": "TinyCode/1", "solution": ["x"]}], r"row 1: solution is missing or no text"),
-        ([{"task_id": "TinyCode/1", "completion": "x"}] * 2, r"row 2: task TinyCode/1 has a sample already"),
+        ([{"task_id": "TinyCode/1", "completion": "x"}] * 2, r"row 2: task TinyCode/1 has a sample 0 already"),
+        ([{"task_id": "TinyCode/1", "completion": "x", "sample": -1}], r"row 1: sample is -1; number"),
+        ([{"task_id": "TinyCode/1", "completion": "x", "sample": True}], r"row 1: sample is True; number"),
+        ([{"task_id": "TinyCode/1", "completion": "x", "sample": 2}], r"has a sample 2 but no 0"),
         ([], r"there is no sample"),
         ([{"task_id": "TinyCode/99", "completion": "x"}], r"there is no sample of this benchmark"),
     ],

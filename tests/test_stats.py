@@ -44,23 +44,65 @@ def test_wilson_ends_are_z_standard_errors_away(k, n, level):
     assert (high == 1) == (k == n)
 
 
-def test_rate():
-    cell = stats.rate(60, 164)
-    assert cell["percent"] == pytest.approx(36.585, abs=1e-3)
-    assert (cell["low"], cell["high"]) == pytest.approx((29.599, 44.186), abs=1e-3)
-
-
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
 def test_pass_at_k_is_the_share_of_draws_with_a_correct_one(k):
     def share(n, c):
         draws = list(itertools.combinations([1] * c + [0] * (n - c), k))
         return sum(any(d) for d in draws) / len(draws)
 
-    samples, correct = [5, 6, 7, 8, 5], [0, 1, 3, 8, 4]
-    expected = sum(map(share, samples, correct)) / len(samples)
-    assert stats.pass_at_k(samples, correct, k) == pytest.approx(expected, abs=1e-12)
+    counted = dict(zip("abcde", [(0, 5), (1, 6), (3, 7), (8, 8), (4, 5)], strict=True))
+    expected = {t: share(n, c) for t, (c, n) in counted.items()}
+    assert stats.pass_at(counted, k) == pytest.approx(expected, abs=1e-12)
     with pytest.raises(UserError, match="needs 6 samples"):
-        stats.pass_at_k(samples, correct, 6)
+        stats.pass_at(counted, 6)
+
+
+def test_pass_at_1_is_the_share_of_samples():
+    counted = {"a": (2, 5), "b": (0, 5), "c": (5, 5)}
+    assert stats.pass_at(counted, 1) == pytest.approx({"a": 0.4, "b": 0, "c": 1})
+
+
+@given(st.lists(st.integers(0, 1), min_size=1, max_size=200), st.floats(1, 20))
+@settings(max_examples=100, deadline=None)
+def test_interval_of_samples_that_agree_is_wilson_over_tasks(values, most):
+    """Whatever the number of samples: alike, they are one. Against scipy's own Wilson interval."""
+    assert stats.interval(values, most) == pytest.approx(stats.wilson(sum(values), len(values)), abs=1e-9)
+
+
+@given(st.integers(1, 20), st.integers(2, 9), st.data())
+@settings(max_examples=100, deadline=None)
+def test_interval_lies_between_tasks_and_samples(tasks, n, data):
+    """No narrower than if all samples were independent, no wider than if a task's samples were all alike."""
+    c = data.draw(st.lists(st.integers(0, n), min_size=tasks, max_size=tasks))
+    z = NormalDist().inv_cdf(0.975)
+    p = sum(c) / n / tasks
+    low, high = stats.interval([Fraction(k, n) for k in c], n)
+    for end in (low, high):
+        if 1e-9 < end < 1 - 1e-9:  # the ends are z standard errors of an effective number of tasks away
+            size = z**2 * end * (1 - end) / (p - end) ** 2
+            assert tasks * (1 - 1e-9) <= size <= tasks * n * (1 + 1e-9)
+    assert low <= p <= high
+
+
+@pytest.mark.parametrize(("k", "n", "spread"), [(1, 5, 1.5), (1, 5, 0.0), (3, 6, 1.0), (5, 10, 3.0)])
+def test_interval_of_several_samples_covers_the_truth(k, n, spread):
+    """Tasks drawn with their own difficulty, samples within them: 95 % holds for further tasks, and is not idle."""
+    rng, held, trials, tasks = np.random.default_rng(2), 0, 300, 80
+    wide = 1 / (1 + np.exp(-rng.normal(-0.5, spread, 200_000)))
+    truth = np.mean(1 - (1 - wide) ** k)
+    naive = 0
+    for _ in range(trials):
+        chance = 1 / (1 + np.exp(-rng.normal(-0.5, spread, tasks)))
+        counted = dict(enumerate((int(c), n) for c in rng.binomial(n, chance)))
+        values = list(stats.pass_at(counted, k).values())
+        low, high = stats.interval(values, n / k)
+        held += low <= truth <= high
+        if k == 1:  # what samples taken for tasks would give
+            low, high = stats.wilson(sum(c for c, _ in counted.values()), tasks * n)
+            naive += low <= truth <= high
+    assert 0.92 * trials <= held
+    if (k, spread) == (1, 1.5):
+        assert naive < 0.9 * trials
 
 
 def test_passed_reads_a_ledger():
@@ -68,6 +110,13 @@ def test_passed_reads_a_ledger():
     ledger = {"tasks": {t: {"base": b, "plus": p} for t, (b, p) in rows.items()}}
     assert stats.passed(ledger, "base") == {"a": 1, "b": 1, "c": 0, "d": 0}
     assert stats.passed(ledger, "plus") == {"a": 1, "b": 0, "c": 0, "d": 0}
+
+
+def test_passed_reads_a_ledger_of_several_samples():
+    right, half, wrong = ({"base": b, "plus": p} for b, p in (("pass", "pass"), ("pass", "fail"), ("fail", "fail")))
+    ledger = {"tasks": {"a": [right, half, wrong], "b": [right] * 3, "c": [wrong, right, right]}}
+    assert stats.counts(ledger, "base") == {"a": (2, 3), "b": (3, 3), "c": (2, 3)}
+    assert stats.passed(ledger, "plus") == {"a": Fraction(1, 3), "b": 1, "c": Fraction(2, 3)}
 
 
 # --- two runs -------------------------------------------------------------------------------------------------------
@@ -86,6 +135,33 @@ def test_compare_counts_the_four_kinds_of_tasks():
     assert found["difference"] == pytest.approx(0.1)
     assert found["p"] == pytest.approx(float(exact_sign_test(3, 4)))
     assert found["low"] <= 0.1 <= found["high"]
+
+
+def test_compare_of_several_samples_flips_tasks_not_samples():
+    """Ten samples that agree are as good as one: p is McNemar's on tasks; and in general all signs of all tasks."""
+    a, b = vector("1100110000"), vector("1011111111")
+    many = [{t: Fraction(10 * v, 10) for t, v in run.items()} for run in (a, b)]
+    assert stats.compare(*many) == stats.compare(a, b)
+    assert stats.sign_flip(zip(a.values(), b.values(), strict=True)) == pytest.approx(stats.compare(a, b)["p"])
+    rng = np.random.default_rng(3)
+    x, y = ({f"t{i}": Fraction(int(c), 6) for i, c in enumerate(rng.integers(0, 7, 9))} for _ in range(2))
+    d = [y[t] - x[t] for t in x]
+    sums = [abs(sum(s * v for s, v in zip(signs, d, strict=True))) for signs in itertools.product((1, -1), repeat=9)]
+    found = stats.compare(x, y)
+    assert found["p"] == pytest.approx(sum(s >= abs(sum(d)) for s in sums) / len(sums), abs=1e-12)
+    assert found["difference"] == pytest.approx(float(sum(d)) / 9)
+    assert found["only_b"] == sum(v > 0 for v in d)
+    assert sum(found[k] for k in ("both", "neither", "only_a", "only_b")) == 9
+
+
+def test_sign_flip_keeps_its_level_with_several_samples():
+    """Two equal models, tasks of all difficulties, five samples each: p <= 0.05 in no more than 5 % of trials."""
+    rng, low, trials = np.random.default_rng(4), 0, 600
+    for _ in range(trials):
+        chance = rng.beta(0.5, 0.5, 40)
+        x, y = ([Fraction(int(c), 5) for c in rng.binomial(5, chance)] for _ in range(2))
+        low += stats.sign_flip(zip(x, y, strict=True)) <= 0.05
+    assert low <= 0.05 * trials + 2.5 * math.sqrt(0.05 * 0.95 * trials)
 
 
 def test_runs_of_other_tasks_are_not_compared():
@@ -137,6 +213,30 @@ def test_sign_flips_against_all_signs(runs):
     found = stats.pooled(a, b)
     assert found["p"] == pytest.approx(expected, abs=1e-12)
     assert found["difference"] == pytest.approx(float(sum(d)) / 9)
+
+
+def test_p_over_seeds_is_welch():
+    """Against the formula: t and Satterthwaite's degrees of freedom, the tail by numerical integration."""
+    a, b = ([vector(f"{bits:012b}") for bits in runs] for runs in ((0xF0F, 0x70F, 0x307), (0xFFF, 0xF7F)))
+    x, y = ([sum(r.values()) / 12 for r in runs] for runs in (a, b))
+    var = [sum((v - sum(s) / len(s)) ** 2 for v in s) / (len(s) - 1) / len(s) for s in (x, y)]
+    t = (sum(y) / 2 - sum(x) / 3) / math.sqrt(sum(var))
+    df = sum(var) ** 2 / (var[0] ** 2 / 2 + var[1] ** 2 / 1)
+    grid = np.linspace(0, abs(t), 200_001)
+    scale = math.gamma((df + 1) / 2) / math.gamma(df / 2) / math.sqrt(df * math.pi)
+    expected = 1 - 2 * np.trapezoid(scale * (1 + grid**2 / df) ** (-(df + 1) / 2), grid)
+    assert stats.pooled(a, b)["p_seeds"] == pytest.approx(expected, abs=1e-6)
+    assert stats.pooled(a[:1], b)["p_seeds"] is None
+    assert stats.pooled(a[:1] * 2, b[:1] * 2)["p_seeds"] is None
+
+
+def test_pooled_rate():
+    runs = [vector("1100"), vector("1110"), vector("1000")]
+    found = stats.pooled_rate(runs, resamples=2000)
+    assert found["rates"] == [0.5, 0.75, 0.25]
+    assert (found["mean"], found["sd"]) == (0.5, 0.25)
+    assert found["low"] < 0.5 < found["high"]
+    assert stats.pooled_rate(runs[:1])["sd"] is None
 
 
 def test_pooled_interval_against_all_resamples():

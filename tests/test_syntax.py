@@ -71,6 +71,44 @@ def test_the_paper_s_example():
     assert tier(b"while") == tier(b"return") == CONTROL
 
 
+def test_names_are_those_of_python_s_own_tokenizer():
+    """Every NAME that is no keyword, f-strings' interiors aside, whose expressions `tokenize` sees only since 3.12."""
+    import keyword
+    import tokenize
+
+    compared = 0
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("[a-d]*.py")):
+        source = path.read_bytes()
+        if b'f"' in source or b"f'" in source or b"\r" in source:
+            continue
+        lines = source.splitlines(keepends=True)
+        starts = np.cumsum([0, *map(len, lines)])
+        want = {
+            (int(starts[t.start[0] - 1]) + len(t.line[: t.start[1]].encode()), t.string.encode())
+            for t in tokenize.tokenize(iter(lines).__next__)
+            if t.type == tokenize.NAME and not keyword.iskeyword(t.string) and t.string not in ("print", "exec")
+        }
+        names = syntax.name_spans(syntax.parse(source))
+        compared += len(names)
+        got = {(int(a), source[a:b]) for a, b, _ in names if source[a:b] not in (b"print", b"exec")}
+        assert got ^ want == {g for g in got ^ want if g[1] in (b"match", b"case", b"type", b"_")}, path
+        texts = [source[a:b] for a, b, _ in names]
+        assert (
+            len(set(texts))
+            == len({int(n) for n in names[:, 2]})
+            == len({*zip(texts, names[:, 2].tolist(), strict=True)})
+        )
+
+
+@given(st.binary(max_size=40))
+def test_lines_cover_the_source(source):
+    lines = syntax.line_spans(source)
+    assert b"".join(source[a:b] for a, b, _ in lines) == source
+    assert [source[a:b] for a, b, _ in lines] == [x + b"\n" for x in source.split(b"\n")[:-1]] + [
+        x for x in source.split(b"\n")[-1:] if x
+    ]
+
+
 def test_what_still_parses_keeps_its_tier():
     raw = b"def f(x):\n    return g(x)\n\ndef h(:\n    for ) in\n"
     parsed = syntax.parse(raw)

@@ -10,15 +10,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_model import golden
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from treediff import model, tokens, train
+from treediff import batch, model, steplog, tokens, train, watch
+from treediff import loss as eq1
 from treediff.config import UserError, resolve
 
 CFG = resolve("paper")
 
 
 def denoiser():
-    return train.Denoiser(model.load_backbone(str(golden("tiny/checkpoint"))))
+    return eq1.Denoiser(model.load_backbone(str(golden("tiny/checkpoint"))))
+
+
+def forward(net, noisy, ids, mask, weight):
+    """The loss of tensors (B, L), by way of a micro-batch."""
+    seen = torch.ones(mask.shape, dtype=torch.bool)
+    m = batch.micro(noisy, ids, mask, weight, torch.zeros(len(mask), dtype=torch.long), mask.byte(), seen)
+    return net(m.noisy, m.places, m.targets, m.weight, m.seen)
 
 
 def losses():
@@ -27,31 +36,33 @@ def losses():
 
 @pytest.mark.parametrize("chunk", [5, 10_000])
 def test_eq_1_is_the_mean_over_masked_tokens(monkeypatch, chunk):
-    monkeypatch.setattr(train, "_CHUNK", chunk)
+    monkeypatch.setattr(eq1, "CHUNK", chunk)
     g, net = losses(), denoiser()
     mask = g["sft_masked_indices"]
     labels = torch.full(mask.shape, tokens.REASONING, dtype=torch.uint8)
-    weight = train.loss_weights(CFG, labels, mask, g["p_mask"][:, 0].double())
-    loss, ce = net(g["sft_noisy"], g["input_ids"], mask, weight, None)
+    weight = batch.loss_weights(CFG, labels, mask, g["p_mask"][:, 0].double())
+    loss, ce = forward(net, g["sft_noisy"], g["input_ids"], mask, weight)
     assert loss.item() == pytest.approx(g["unweighted_mean_masked_ce"].item(), rel=1e-5)
     assert ce.sum().item() == pytest.approx(g["unweighted_sum_masked_ce"].item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [7, 10_000])
-def test_llada_s_sft_loss_and_its_gradients(monkeypatch, chunk):
-    monkeypatch.setattr(train, "_CHUNK", chunk)
-    g, net = losses(), denoiser()
+@pytest.mark.parametrize(("kind", "mask", "noisy"), [("sft", "sft_masked_indices", "sft_noisy"), ("pretrain", "", "")])
+def test_llada_s_losses_and_their_gradients(monkeypatch, chunk, kind, mask, noisy):
+    """Its pre-training loss is that of an answer without a prompt."""
+    monkeypatch.setattr(eq1, "CHUNK", chunk)
+    g, net, want = losses(), denoiser(), load_file(golden(f"tiny/grads_{kind}_loss.safetensors"))
     cfg = CFG.but(loss_weight="inverse_p", normaliser="answer")
-    mask = g["sft_masked_indices"]
+    mask, noisy = g[mask or "masked_indices"], g[noisy or "noisy"]
     labels = torch.full(mask.shape, tokens.REASONING, dtype=torch.uint8)
-    for row, n in enumerate(g["prompt_lengths"].tolist()):
+    for row, n in enumerate(g["prompt_lengths"].tolist() if kind == "sft" else []):
         labels[row, :n] = tokens.PROMPT
-    weight = train.loss_weights(cfg, labels, mask, g["p_mask"][:, 0].double())
-    loss, ce = net(g["sft_noisy"], g["input_ids"], mask, weight, None)
-    assert torch.allclose(ce, g["sft_token_ce"], rtol=1e-4, atol=1e-5)
-    assert loss.item() == pytest.approx(g["sft_loss"].item(), rel=1e-5)
+    weight = batch.loss_weights(cfg, labels, mask, g["p_mask"][:, 0].double())
+    loss, ce = forward(net, noisy, g["input_ids"], mask, weight)
+    if kind == "sft":
+        assert torch.allclose(ce, g["sft_token_ce"], rtol=1e-4, atol=1e-5)
+    assert loss.item() == pytest.approx(g[f"{kind}_loss"].item(), rel=1e-5)
     loss.backward()
-    want = load_file(golden("tiny/grads_sft_loss.safetensors"))
     for name, p in net.backbone.named_parameters():
         gradient = want[model.official_name(name)]
         assert (p.grad - gradient).abs().max() <= 1e-5 * gradient.abs().max() + 1e-8, name
@@ -72,9 +83,9 @@ def data_set(n: int) -> tuple[Rows, np.ndarray]:
     return rows, np.arange(n, dtype=np.int64) * 7919
 
 
-def batch(cfg, step=3):
+def made(cfg, step=3):
     rows, uids = data_set(20)
-    return train.Batch(cfg, rows, uids, step, 50, eos=509, mask=510)
+    return batch.Batch(cfg, rows, uids, step, 50, eos=509, mask=510)
 
 
 @pytest.mark.parametrize("padding", ["batch", "one"])
@@ -83,12 +94,11 @@ def test_the_update_does_not_depend_on_the_layout(padding):
     gradients = []
     for micro, accumulation, processes in ((8, 1, 1), (1, 8, 1), (2, 4, 1), (4, 1, 2), (2, 2, 2)):
         cfg = base.but(micro_batch=micro, accumulation=accumulation, processes=processes)
-        net, b = denoiser(), batch(cfg)
+        net, b = denoiser(), made(cfg)
         for rank in range(processes):
             for number in range(accumulation):
-                part = b.part(rank, cfg, number)
-                seen = b.seen[part]
-                loss, _ = net(b.noisy[part], b.ids[part], b.mask[part], b.weight[part], None if seen.all() else seen)
+                m = b.micro(rank, number)
+                loss, _ = net(m.noisy, m.places, m.targets, m.weight, m.seen)
                 loss.backward()  # DeepSpeed's division and our factor cancel: gradients add up
         gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
     for other in gradients[1:]:
@@ -99,26 +109,26 @@ def test_recomputing_activations_changes_nothing():
     cfg = CFG.but(micro_batch=4, accumulation=1, processes=1, lora_rank=4, lora_dropout=0.0)
     gradients = []
     for checkpointing in (False, True):
-        net = train.Denoiser(model.add_lora(model.load_backbone(str(golden("tiny/checkpoint"))), cfg)).train()
+        net = eq1.Denoiser(model.add_lora(model.load_backbone(str(golden("tiny/checkpoint"))), cfg)).train()
         train.recompute(net.backbone) if checkpointing else None
-        b = batch(cfg)
-        net(b.noisy, b.ids, b.mask, b.weight, None)[0].backward()
+        b = made(cfg)
+        forward(net, b.noisy, b.ids, b.mask, b.weight)[0].backward()
         gradients.append([p.grad for p in net.parameters() if p.grad is not None])
     assert len(gradients[0]) == 2 * 7 * 2
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
-    lock = train._alone(tmp_path)
+    lock = watch.alone(tmp_path)
     with pytest.raises(UserError, match="another process is training this run"):
-        train._alone(tmp_path)
+        watch.alone(tmp_path, wait=0.3)
     lock.close()
-    train._alone(tmp_path).close()
+    watch.alone(tmp_path).close()
 
 
 def test_strategies_see_the_same_rows_and_noise():
     batches = [
-        batch(CFG.but(masking=m, micro_batch=8, accumulation=1, processes=1)) for m in ("random", "ast_span", "ast")
+        made(CFG.but(masking=m, micro_batch=8, accumulation=1, processes=1)) for m in ("random", "ast_span", "ast")
     ]
     for b in batches[1:]:
         assert torch.equal(b.ids, batches[0].ids)
@@ -131,22 +141,22 @@ def test_strategies_see_the_same_rows_and_noise():
 def test_every_epoch_is_a_permutation():
     cfg = CFG.but(micro_batch=1, accumulation=4, processes=1)
     uids = np.arange(10) * 31
-    seen = np.concatenate([train.rows_of_step(cfg, uids, s) for s in range(5)])
+    seen = np.concatenate([batch.rows_of_step(cfg, uids, s) for s in range(5)])
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert list(seen[:10]) != list(seen[10:])
 
 
 def test_eos_is_trained_on():
-    b = batch(CFG.but(micro_batch=4, accumulation=1, processes=1))
+    b = made(CFG.but(micro_batch=4, accumulation=1, processes=1))
     assert (b.labels[b.ids == 509] == tokens.REASONING).all()
     assert b.seen.all()
     assert (b.ids[:, -1] == 509).all()
-    one = batch(CFG.but(micro_batch=4, accumulation=1, processes=1, eos_padding="one"))
+    one = made(CFG.but(micro_batch=4, accumulation=1, processes=1, eos_padding="one"))
     assert ((one.labels == tokens.REASONING) & (one.ids == 509)).sum(1).tolist() == [1] * 4
 
 
 def test_the_paper_takes_3516_steps():
-    assert train.total_steps(CFG, 150_000) == 3516
+    assert batch.total_steps(CFG, 150_000) == 3516
 
 
 def test_learning_rate_warms_up_and_decays():
@@ -158,22 +168,114 @@ def test_learning_rate_warms_up_and_decays():
     assert factors[550] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)), abs=1e-3)
 
 
-def test_the_log_drops_what_a_resumed_run_will_repeat(tmp_path, monkeypatch):
-    monkeypatch.setenv("TREEDIFF_RUNS", str(tmp_path))
-    cfg = resolve("tiny")
-    path = cfg.run_dir / "log.jsonl"
-    path.parent.mkdir(parents=True)
+def test_the_log_drops_what_a_resumed_run_will_repeat(tmp_path):
+    path = tmp_path / "log.jsonl"
     path.write_text("".join(json.dumps({"step": i}) + "\n" for i in range(5)) + '{"step": 5, "lo')
-    train.StepLog(cfg, 3)
-    assert [r["step"] for r in train.read_log(cfg.run_dir)] == [0, 1, 2]
+    steplog.keep_before(path, 3)
+    assert [r["step"] for r in steplog.read_log(tmp_path)] == [0, 1, 2]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("TREEDIFF_RUNS", str(tmp_path))
+def sums(mean: float, loss: float) -> torch.Tensor:
+    """A step of ten masked tokens."""
+    s = eq1.no_sums(torch.device("cpu"))
+    s[0, 0], s[1, 0], s[0, -1], s[1, -1] = 10 * mean, 10, loss, 10
+    return s
+
+
+@pytest.mark.parametrize(
+    ("mean", "loss", "norm", "said"),
+    [
+        (2.0, math.nan, 1.0, r"loss is nan at step 12 .samples 77; last good checkpoint: checkpoints/step-10"),
+        (2.0, 2.0, math.inf, r"gradient norm is inf at step 12"),
+        (50.0, 50.0, 1.0, r"loss has exploded \(50 nats per masked token, .* at step 12"),
+    ],
+)
+def test_a_step_that_failed_stops_the_run_one_step_later(runs, mean, loss, norm, said):
     cfg = resolve("tiny")
-    sums = torch.zeros(2, len(train.NOISE_BUCKETS) - 1 + len(tokens.LABELS) + 1)
-    sums[0, -1] = math.nan
-    fake = SimpleNamespace(uid=torch.tensor([77]), p=torch.ones(1), ids=torch.zeros(1, 1))
-    engine = SimpleNamespace(get_global_grad_norm=lambda: None)
-    with pytest.raises(UserError, match=r"loss is nan at step 12 .samples 77"):
-        train.StepLog(cfg, 0).add(12, sums, 0.1, 0.1, engine, fake, 0.0)
+    cfg.run_dir.mkdir(parents=True)
+    log = steplog.StepLog(cfg, 10, vocabulary=500, flops=1.0, peak=None)
+    fake = SimpleNamespace(step=12, uid=torch.tensor([77]), p=torch.ones(1), ids=torch.zeros(1, 1))
+    log.add(fake, sums(mean, loss), norm, 0.0)
+    with pytest.raises(UserError, match=said):
+        log.drain()
+    assert steplog.read_log(cfg.run_dir) == []
+
+
+class NoSync(TorchDispatchMode):
+    """Raises on every operation that makes the host wait for the device: those that read a value or find a shape."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "item")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.__name__.split(".")[0]
+        boolean = name in ("index", "index_put_", "index_put") and any(
+            i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+        )
+        assert not boolean, f"{name} by a boolean mask"
+        assert name.strip("_") not in [w.strip("_") for w in self.WAITS], name
+        return function(*args, **(kwargs or {}))
+
+
+class Engine:
+    """Stands in for DeepSpeed's."""
+
+    def __init__(self, net):
+        self.net = net
+
+    def __call__(self, *args):
+        return self.net(*args)
+
+    def backward(self, loss):
+        loss.backward()
+
+
+@pytest.mark.parametrize("padding", ["batch", "one"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_host_does_not_wait_for_the_device_within_a_step(monkeypatch, padding, checkpointing, attention):
+    monkeypatch.setattr(eq1, "CHUNK", 5)
+    cfg = CFG.but(eos_padding=padding, micro_batch=4, accumulation=1, processes=1, lora_rank=4)
+    net = model.load_backbone(str(golden("tiny/checkpoint")))
+    net.config._attn_implementation = attention
+    net = eq1.Denoiser(model.add_lora(net, cfg)).train()
+    train.recompute(net.backbone) if checkpointing else None
+    m, total = made(cfg).micro(0, 0), eq1.no_sums(torch.device("cpu"))
+    assert (m.seen is None) == (padding == "batch")
+    with NoSync():
+        train.micro_step(Engine(net), m, total, 1)
+    with NoSync(), pytest.raises(AssertionError, match="local_scalar_dense"):
+        total.sum().item()
+    with NoSync(), pytest.raises(AssertionError, match="by a boolean mask"):
+        m.noisy[m.noisy > 3]
+
+
+def test_attention_has_no_mask_where_nothing_is_padded(monkeypatch):
+    calls = []
+    real = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(k) or real(*a, **k)
+    )
+    net = model.load_backbone(str(golden("tiny/checkpoint")))
+    net.config._attn_implementation = "sdpa"
+    model.encode(net, torch.arange(12)[None])
+    assert len(calls) == net.config.num_hidden_layers
+    assert all(k["attn_mask"] is None and not k["is_causal"] for k in calls)
+
+
+def test_the_next_batch_is_made_meanwhile_and_an_error_in_it_is_raised():
+    cfg = CFG.but(micro_batch=1, accumulation=2, processes=1)
+
+    def make(step):
+        if step == 4:
+            raise UserError("row 4")
+        return made(cfg, step)
+
+    with batch.Loader(make, 2, 6, 0, torch.device("cpu")) as loader:
+        for step in (2, 3):
+            got, parts, waited = loader.next()
+            assert got.step == step
+            assert waited >= 0
+            assert len(parts) == 2
+            assert torch.equal(parts[1].noisy, made(cfg, step).noisy[1:2])
+        with pytest.raises(UserError, match="row 4"):
+            loader.next()

@@ -1,4 +1,4 @@
-"""The stages as commands: treediff annotate | prepare | train | sample | score | report | reproduce.
+"""The stages as commands: treediff annotate | prepare | train | export | sample | score | report | reproduce.
 
 Every command takes `--preset`, `--masking`, `--seed` and any switch by name (`treediff switches` lists them); the
 entries of a mapping are set as `--pretrain.max_steps 500`. Exit codes: 0 done, 2 a bad input, switch or file (one
@@ -31,8 +31,12 @@ def parser() -> argparse.ArgumentParser:
     # Data and a tokenizer are given, so the paper's lengths apply.
     sub = command("prepare", "encode a data set and report how many rows were dropped for which reason", "paper")
     sub.add_argument("--out", type=Path, help="folder of the data set; without it, under runs/<preset>/data")
-    command("train", "train one run, and the backbone and data that it needs")
-    command("sample", "sample the benchmarks from one run, training it first if need be")
+    sub = command("train", "train one run, and the backbone and data that it needs")
+    sub.add_argument("--plan", action="store_true", help="only say what it would take: steps, hours, memory, disk")
+    sub = command("export", "write a trained run's model, adapter merged, in LLaDA's own checkpoint format")
+    sub.add_argument("out", type=Path, help="folder to make: model*.safetensors, config.json, tokenizer")
+    sub = command("sample", "sample the benchmarks from one run, training it first if need be")
+    sub.add_argument("--prompt", help="answer this one prompt in the terminal instead, denoising it before your eyes")
     sub = command("score", "score one run's samples, or any file of samples, in a sandbox")
     sub.add_argument("--benchmark", help="humaneval, mbpp or tinycode, with --samples and --out")
     sub.add_argument("--data", type=Path, help="the benchmark's problems, as EvalPlus packs them (without: downloaded)")
@@ -107,27 +111,48 @@ def annotate(args: argparse.Namespace, extra: list[str]) -> None:
 def prepare(args: argparse.Namespace, extra: list[str]) -> None:
     import json
 
-    from treediff import corpus
+    from treediff import prepare
 
     cfg = switches(args, extra)
-    folder = args.out or corpus.data_folder(cfg)
-    print(json.dumps(corpus.stats(cfg, args.out), indent=1))
+    folder = args.out or prepare.data_folder(cfg)
+    print(json.dumps(prepare.stats(cfg, args.out), indent=1))
     print(f"{folder}: open it with datasets.load_from_disk.", file=sys.stderr)
 
 
 def train(args: argparse.Namespace, extra: list[str]) -> None:
-    from treediff import launch
+    from treediff import launch, plan
 
-    print(launch.trained(switches(args, extra)))
+    cfg = switches(args, extra)
+    if args.plan:
+        print(plan.text(plan.plan(cfg)))
+        plan.check(cfg)
+    else:
+        print(launch.trained(cfg))
+
+
+def export(args: argparse.Namespace, extra: list[str]) -> None:
+    from treediff import answers, corpus, launch, model, tokens
+
+    cfg = switches(args, extra)
+    if not launch.is_trained(cfg):
+        raise UserError(f"{cfg.run_dir}: not trained yet; run `treediff train` with the same switches first.")
+    if args.out.exists():
+        raise UserError(f"{args.out}: exists already; name a folder to be made.")
+    tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
+    model.save_backbone(answers.load_run(cfg), args.out, tok)
+    print(args.out)
 
 
 def sample(args: argparse.Namespace, extra: list[str]) -> None:
-    from treediff import sample
+    from treediff import answers, live
 
     cfg = switches(args, extra)
+    if args.prompt is not None:
+        live.stream(cfg, args.prompt, sys.stdout)
+        return
     for benchmark in cfg.benchmarks:
         for length in cfg.lengths:
-            print(sample.sampled(cfg, benchmark, length))
+            print(answers.sampled(cfg, benchmark, length))
 
 
 def score(args: argparse.Namespace, extra: list[str]) -> None:
@@ -142,6 +167,8 @@ def score(args: argparse.Namespace, extra: list[str]) -> None:
         ledger = scoring.score(args.benchmark, args.data, args.samples, args.out, workers=cfg.workers)
         counts = scoring.passes(ledger)
         print(f"{args.benchmark}: base {counts['base']}/{counts['n']}, plus {counts['plus']}/{counts['n']}")
+        for line in scoring.passes_at(ledger):
+            print(line)
         return
     cfg = switches(args, extra, data=args.data)
     for benchmark in cfg.benchmarks:
@@ -220,6 +247,7 @@ COMMANDS = {
     "annotate": annotate,
     "prepare": prepare,
     "train": train,
+    "export": export,
     "sample": sample,
     "score": score,
     "report": report,

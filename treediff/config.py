@@ -15,6 +15,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import typing
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 MASKINGS = ("random", "ast_span", "ast")
-"""The corruption strategies, in the order of the paper's Table 2."""
+"""The paper's corruption strategies, in the order of its Table 2. There are two more: `identifier` and `line`."""
 
 
 class UserError(Exception):
@@ -44,8 +45,11 @@ def switch(default: Any, stage: str, text: str, paper: str = "") -> Any:
 class Config:
     # --- which run -------------------------------------------------------------------------------------------
     preset: str = switch("paper", "run", "the preset these switches started from")
-    masking: Literal["base", "random", "ast", "ast_span"] = switch(
-        "ast", "run", "corruption of the code region; `base` is the backbone without fine-tuning", "3.4, C"
+    masking: Literal["base", "random", "ast", "ast_span", "identifier", "line"] = switch(
+        "ast",
+        "run",
+        "corruption of the code region (`identifier` and `line` are not the paper's); `base`: no fine-tuning",
+        "3.4, C",
     )
     seed: int = switch(0, "run", "seed of data order, noise, masks, initialisation and sampling")
 
@@ -85,6 +89,13 @@ class Config:
         "data",
         "nodes whose spans Algorithm 2 draws from: every one but the module, or those with a tier",
         "C",
+    )
+
+    decontaminate: bool = switch(
+        False, "data", "leave out rows that hold a problem of `benchmarks` (see treediff/contamination.py)", "4.1"
+    )
+    embedder: str = switch(
+        "", "run", "sentence-embedding model (folder or hub id) whose nearest pairs are listed as well; empty: none"
     )
 
     # --- corruption ------------------------------------------------------------------------------------------
@@ -159,9 +170,24 @@ class Config:
     zero_stage: int = switch(2, "train", "DeepSpeed ZeRO stage", "A")
     gradient_checkpointing: bool = switch(True, "train", "recompute activations in the backward pass")
     checkpoint_every: int = switch(100, "run", "optimiser steps between checkpoints")
-    master_port: int = switch(0, "run", "port of the launcher on loopback; 0 picks a free one")
+    eval_every: int = switch(250, "run", "optimiser steps between held-out evaluations while training; 0: none")
+    eval_rows: int = switch(128, "run", "held-out rows, never trained on; evaluating changes nothing in the training")
+    tracker: Literal["none", "tensorboard", "wandb"] = switch(
+        "none", "run", "where the step log goes besides log.jsonl (the package must be installed)"
+    )
+    stall_timeout: float = switch(
+        300.0, "run", "a run ends with an error if a rank shows no sign of life for so long [s]; 0 waits for ever"
+    )
+    peak_flops: float = switch(0.0, "run", "a device's FLOP/s, for the log's MFU; 0 takes those of known GPUs")
+    gpu_memory: float = switch(0.0, "run", "memory of a GPU, for the plan [GB]; 0 takes that of the GPU that is there")
+    hostfile: str = switch("", "run", "DeepSpeed host file of several nodes, reached by ssh (`host slots=8` a line)")
+    nodes: int = switch(1, "run", "machines that `processes` are spread over; without a host file start one per node")
+    node_rank: int = switch(0, "run", "which of them this is, when started by hand on each")
+    master_addr: str = switch("127.0.0.1", "run", "address of the first node")
+    master_port: int = switch(0, "run", "port of the first node; 0 picks a free one")
 
     # --- sampling --------------------------------------------------------------------------------------------
+    model: str = switch("", "run", "a causal language model (folder or hub id) to sample in place of the run's own")
     benchmarks: list[str] = switch(["humaneval", "mbpp"], "run", "what to sample and score: humaneval, mbpp, tinycode")
     benchmark_files: dict[str, str] = switch(
         {}, "sample", "files of benchmarks by name, as EvalPlus packs them; one not named is downloaded by EvalPlus"
@@ -171,6 +197,21 @@ class Config:
     block_length: int = switch(32, "sample", "tokens per semi-autoregressive block [tokens]", "A.1")
     tokens_per_step: int = switch(1, "sample", "tokens committed per denoising step (T steps for T tokens: 1)", "4.1")
     temperature: float = switch(0.0, "sample", "Gumbel noise on the logits; 0 is deterministic", "A.1")
+    guidance: float = switch(
+        0.0, "sample", "classifier-free guidance: how far from what the model says without the prompt; 0 is off"
+    )
+    remasking: Literal["low_confidence", "random"] = switch(
+        "low_confidence", "sample", "committed first: the most confident tokens, or random ones", "A.1"
+    )
+    threshold: float = switch(
+        0.0,
+        "sample",
+        "fast: commit all tokens of at least this confidence, and one at the least (Fast-dLLM: 0.9); 0 keeps T steps",
+    )
+    cache: Literal["none", "prefix", "dual"] = switch(
+        "none", "sample", "fast: keys and values computed once per block for the tokens before it, or for all others"
+    )
+    early_exit: bool = switch(True, "sample", "an answer that has ended is not decoded any further")
     prompt_style: Literal["instruct", "prefill", "bare"] = switch(
         "instruct",
         "sample",
@@ -179,14 +220,21 @@ class Config:
     think: Literal["free", "open", "closed"] = switch(
         "free", "sample", "start of the answer: the model's choice, an open <think>, or an empty closed one"
     )
-    eos_suppression: bool = switch(False, "sample", "an EOS is never committed while another position can be")
+    eos_suppression: Literal["off", "logits", "confidence"] = switch(
+        "off",
+        "sample",
+        "`logits`: EOS is never proposed (LLaDA's logits_eos_inf); `confidence`: EOS and EOT are committed only when "
+        "nothing else is left (its confidence_eos_eot_inf)",
+    )
     extract: Literal["sanitize", "first_fence"] = switch(
         "sanitize", "sample", "program out of the answer: EvalPlus's sanitize, or the first code fence"
     )
-    sample_batch: int = switch(16, "run", "prompts decoded together")
+    samples_per_task: int = switch(1, "run", "samples per benchmark problem (pass@k); more need a temperature")
+    sample_batch: int = switch(16, "run", "prompts decoded together at most; fewer if a GPU's memory asks for it")
+    sample_processes: int = switch(0, "run", "processes that sample; 0: one per GPU, or one")
 
-    # --- scoring ---------------------------------------------------------------------------------------------
-    workers: int = switch(0, "run", "programs scored at a time; 0 takes one per core")
+    # --- processes ---------------------------------------------------------------------------------------------
+    workers: int = switch(0, "run", "processes that prepare rows, programs scored at a time; 0: one per core")
 
     def __post_init__(self) -> None:
         check(self)
@@ -200,6 +248,8 @@ class Config:
     @property
     def run_dir(self) -> Path:
         """runs/<preset>/<masking>-seed<k>: one run, the contract between the stages."""
+        if self.model:
+            return self.preset_dir / f"model-{re.sub('[^A-Za-z0-9._-]+', '-', self.model).strip('-.')}-seed{self.seed}"
         return self.preset_dir / f"{self.masking}-seed{self.seed}"
 
     @property
@@ -272,6 +322,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "micro_batch": 16,
             "zero_stage": 0,
             "checkpoint_every": 200,
+            "eval_every": 250,
         },
         "lora_rank": 16,
         "lora_alpha": 32.0,
@@ -283,6 +334,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "processes": 2,
         "precision": "fp32",
         "gradient_checkpointing": False,
+        "eval_every": 50,
+        "eval_rows": 64,
         "benchmarks": ["tinycode"],
         "lengths": [64, 96],
         "limit": 120,
@@ -394,12 +447,27 @@ def _describe(want: Any) -> str:
 
 def check(cfg: Config) -> None:
     """Refuse values that no stage can work with. Raises UserError naming the switch."""
-    for name in ("rows", "limit", "max_steps", "lora_rank", "seed", "workers", "master_port"):
+    for name in ("rows", "limit", "max_steps", "lora_rank", "seed", "workers", "master_port", "eval_every"):
         _demand(getattr(cfg, name) >= 0, name, "must not be negative")
     for name in ("max_length", "d_model", "n_layers", "n_heads", "mlp_hidden", "micro_batch", "accumulation"):
         _demand(getattr(cfg, name) >= 1, name, "must be at least 1")
     for name in ("processes", "checkpoint_every", "block_length", "tokens_per_step", "sample_batch"):
         _demand(getattr(cfg, name) >= 1, name, "must be at least 1")
+    for name in ("eval_rows", "stall_timeout", "peak_flops", "gpu_memory"):
+        _demand(getattr(cfg, name) >= 0, name, "must not be negative")
+    _demand(cfg.nodes >= 1 and cfg.processes % cfg.nodes == 0, "nodes", f"must divide processes {cfg.processes}")
+    _demand(0 <= cfg.node_rank < cfg.nodes, "node_rank", f"must lie in [0, {cfg.nodes})")
+    by_hand = cfg.nodes > 1 and not cfg.hostfile
+    _demand(not by_hand or cfg.master_port > 0, "master_port", "must be given, the same on every node")
+    _demand(1 <= cfg.samples_per_task <= 256, "samples_per_task", "must lie in [1, 256]")
+    _demand(
+        cfg.samples_per_task == 1 or cfg.temperature > 0,
+        "samples_per_task",
+        "more than one sample needs a temperature, or all are the same",
+    )
+    for name in ("temperature", "guidance", "sample_processes"):
+        _demand(getattr(cfg, name) >= 0, name, "must not be negative")
+    _demand(0 <= cfg.threshold <= 1, "threshold", "must lie in [0, 1]")
     _demand(0 <= cfg.eps_min <= cfg.eps_max <= 1, "eps_min", "must lie in 0 <= eps_min <= eps_max <= 1")
     _demand(0 <= cfg.lora_dropout < 1, "lora_dropout", "must lie in [0, 1)")
     _demand(0 <= cfg.warmup <= 1, "warmup", "must be a share between 0 and 1")

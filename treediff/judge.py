@@ -1,8 +1,10 @@
 """The judge: compares what a program returned with what it should have, in a clean process of its own.
 
-score.py starts one per worker, as `python -m treediff.judge`, and writes it two lines of JSON a job: the program, and
+    for name, result in judged(jobs, workers=2, without=[], title="score", before=0): ...
+
+`judged` starts one per worker, as `python -m treediff.judge`, and writes it two lines of JSON a job: the program, and
 the task's *oracle* (inputs, expected outputs, reference times). The judge has its sandbox run the program on the
-inputs, compares by EvalPlus's rules, oracles and time limits, and writes one line: the task's entry in the ledger.
+inputs, compares by EvalPlus's rules, oracles and time limits, and writes one line: the verdict for the ledger.
 """
 
 from __future__ import annotations
@@ -10,16 +12,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import reprlib
 import resource
 import signal
+import subprocess
 import sys
+import threading
 import time
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from treediff.plain import decode
-from treediff.sandbox import Broken, Sandbox, Silent
+from treediff.sandbox import PATIENCE, Broken, Sandbox, Silent
 
 PARTS = ("base", "plus")
 MIN_SECONDS, TIME_FACTOR, MOST_SECONDS = 1.0, 4.0, 60.0
@@ -221,6 +228,137 @@ def agrees(kind: str, entry: str, inp: Any, out: Any, exp: Any, atol: float) -> 
         return bool(exact), atol
     except Exception:  # numpy or an oracle choking on what a program returned: a wrong answer, as in EvalPlus
         return False, atol
+
+
+# --- the caller's end ------------------------------------------------------------------------------------------------
+
+Job = tuple[str, dict, bytes]
+
+
+def judged(
+    jobs: list[Job], workers: int, without: list[str], title: str, before: int
+) -> Iterator[tuple[str | None, dict]]:
+    """Results as judges finish them; once, under the name None, the sandbox's layers. A progress bar meanwhile."""
+    from tqdm import tqdm
+
+    if not jobs:
+        return
+    todo: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[str | None, Any]] = queue.SimpleQueue()
+    for job in jobs:
+        todo.put(job)
+    stop, judges = threading.Event(), []
+    threads = [
+        threading.Thread(target=_serve, args=(todo, done, stop, judges, without), daemon=True)
+        for _ in range(min(workers, len(jobs)))
+    ]
+    for thread in threads:
+        thread.start()
+    left, layers = len(jobs), None
+    try:
+        with tqdm(total=before + left, initial=before, desc=title, unit=" tasks", mininterval=1) as bar:
+            while left:
+                task, result = done.get()
+                if isinstance(result, BaseException):
+                    raise result
+                if task is None:
+                    layers, told = result, layers
+                    if told is None:
+                        yield None, result
+                    continue
+                left -= 1
+                bar.update()
+                yield task, result
+    finally:
+        stop.set()
+        for judge in judges if left else ():  # interrupted: do not wait for the programs that run
+            judge.process.kill()
+        for thread in threads:
+            thread.join()
+
+
+def _serve(
+    todo: queue.SimpleQueue, done: queue.SimpleQueue, stop: threading.Event, judges: list[_Judge], without: list[str]
+) -> None:
+    """One worker: a judge, and another when it dies."""
+    judge = None
+    try:
+        while not stop.is_set():
+            try:
+                task, header, oracle = todo.get_nowait()
+            except queue.Empty:
+                return
+            for _ in range(2):
+                if judge is None:
+                    judge = _Judge(without)
+                    judges.append(judge)
+                    done.put((None, judge.layers))
+                result = judge.ask(header, oracle)
+                if result is None and stop.is_set():
+                    return
+                if result is None:  # it hung or died: over this answer, unless another judge does not
+                    judge.close()
+                    judge = None
+                elif "broken" not in result:
+                    break
+            if result is None:
+                why = "killed: the answer could not be compared"
+                result = {"base": "fail", "plus": "fail", "reason": why, "seconds": 0.0}
+                result = {"error": why} if header.get("record") else result
+            if "broken" in result:
+                raise RuntimeError(f"sandbox: a program's process cannot be set up ({result['broken']})")
+            done.put((task, result))
+    except BaseException as e:
+        done.put((None, e))
+    finally:
+        if judge:
+            judge.close()
+
+
+class _Judge:
+    """The caller's end of a judge process."""
+
+    def __init__(self, without: list[str]) -> None:
+        root = str(Path(__file__).resolve().parents[1])
+        keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "TMPDIR", "LANG")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "treediff.judge", json.dumps(without), str(GIVE_UP)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**keep, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        hello = self.process.stdout.readline()
+        if not hello:
+            self.close()
+            raise RuntimeError("score: the judge did not start; its message is above.")
+        self.layers: dict[str, str] = json.loads(hello)
+
+    def ask(self, header: dict, oracle: bytes) -> dict | None:
+        """The judge's result, or None if it died or hung."""
+        seconds = 7200.0 if header.get("record") else 4 * PATIENCE * MOST_SECONDS
+        watch = threading.Timer(seconds, self.process.kill)
+        watch.daemon = True
+        watch.start()
+        try:
+            self.process.stdin.write(json.dumps(header).encode() + b"\n" + oracle + b"\n")
+            self.process.stdin.flush()
+            return json.loads(self.process.stdout.readline())
+        except (OSError, ValueError):
+            return None
+        finally:
+            watch.cancel()
+
+    def close(self) -> None:
+        """End the judge; its sandbox ends with it."""
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
 
 
 if __name__ == "__main__":

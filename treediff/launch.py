@@ -10,15 +10,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from treediff.config import Config, UserError, claim
+from treediff import plan, watch
+from treediff.config import Config, UserError, claim, whole, write_json
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -36,15 +40,21 @@ def free_port() -> int:
 
 
 def command(cfg: Config, run_dir: Path) -> list[str]:
-    """The deepspeed command that trains `run_dir`."""
+    """The deepspeed command that trains `run_dir`: one node, the nodes of a host file, or this node of several."""
+    each = cfg.processes // cfg.nodes
+    where = ["--num_gpus", str(each)]
+    if cfg.hostfile:
+        where += ["--hostfile", cfg.hostfile] + (["--num_nodes", str(cfg.nodes)] if cfg.nodes > 1 else [])
+    elif cfg.nodes > 1:
+        hosts = run_dir / "hosts"  # names that nobody looks up: with --no_ssh only their number and slots count
+        where = ["--hostfile", str(hosts), "--no_ssh", "--node_rank", str(cfg.node_rank)]
+    if not cfg.hostfile or cfg.master_addr != "127.0.0.1":  # with a host file DeepSpeed asks its first host
+        where += ["--master_addr", cfg.master_addr]
     return [
         sys.executable,
         "-m",
         "deepspeed.launcher.runner",
-        "--num_gpus",
-        str(cfg.processes),
-        "--master_addr",
-        "127.0.0.1",
+        *where,
         "--master_port",
         str(cfg.master_port or free_port()),
         "--module",
@@ -54,13 +64,15 @@ def command(cfg: Config, run_dir: Path) -> list[str]:
 
 
 def environment(cfg: Config) -> dict[str, str]:
-    """The launcher's environment: on a CPU, one thread set per process and gloo on loopback."""
+    """The launcher's environment: on a CPU, one thread set per process, and gloo on loopback if all are here."""
     import torch
 
-    env = dict(os.environ, TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1", TREEDIFF_STARTER=str(os.getpid()))
+    env = dict(os.environ, TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1", TREEDIFF_STARTER=watch.starter())
     if not torch.cuda.is_available():
-        threads = max(1, (os.cpu_count() or 1) // cfg.processes)
-        env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo"}
+        threads = max(1, (os.cpu_count() or 1) // (cfg.processes // cfg.nodes))
+        env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads)}
+        if cfg.master_addr == "127.0.0.1":
+            env["GLOO_SOCKET_IFNAME"] = "lo"
     return env
 
 
@@ -77,15 +89,20 @@ def trained(cfg: Config) -> Path:
     Raises UserError if the run directory was made with other switches, or if training failed (with the words of the
     process that failed first).
     """
+    if not is_trained(cfg):
+        plan.check(cfg)
     run_dir = claim(cfg, *TRAINING_STAGES)
     if is_trained(cfg):
         return run_dir
     if cfg.masking != "base":
         trained(cfg.with_masking("base"))
-    from treediff import corpus, tokens, train
+    from treediff import batch, corpus, heldout, prepare, steplog, tokens
 
+    steplog.check_tracker(cfg)
     tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
-    total = train.total_steps(cfg, len(corpus.prepared(cfg)))
+    total = batch.total_steps(cfg, len(prepare.prepared(cfg)))
+    if len(heldout.rows(cfg)) < cfg.eval_rows and cfg.eval_every:
+        log.warning("%s: fewer than eval_rows = %d rows are left to hold out.", cfg.data, cfg.eval_rows)
     _run(cfg, run_dir.resolve(), total)
     if not is_trained(cfg):
         raise UserError(f"{run_dir}: training ended without weights; see {run_dir / 'train.log'}.")
@@ -95,8 +112,16 @@ def trained(cfg: Config) -> Path:
 def _run(cfg: Config, run_dir: Path, total: int) -> None:
     from tqdm import tqdm
 
-    for old in run_dir.glob("failure-rank*.txt"):
-        old.unlink()
+    if cfg.node_rank == 0:
+        for old in run_dir.glob("failure-rank*.txt"):
+            old.unlink()
+        watch.end(run_dir)
+        write_json(run_dir / "config.json", cfg.as_dict())  # what may change between two starts is taken from here
+    if cfg.nodes > 1 and not cfg.hostfile:
+        lines = [f"node{i} slots={cfg.processes // cfg.nodes}\n" for i in range(cfg.nodes)]
+        with whole(run_dir / "hosts") as spot:
+            spot.write_text("".join(lines))
+    hung = ""
     with (run_dir / "train.log").open("ab") as out:
         process = subprocess.Popen(
             command(cfg, run_dir),
@@ -108,14 +133,22 @@ def _run(cfg: Config, run_dir: Path, total: int) -> None:
         )
         try:
             with tqdm(total=total, desc=f"train {cfg.masking}", unit=" steps", mininterval=2) as bar:
-                while process.poll() is None:
+                while process.poll() is None and not hung:
                     time.sleep(0.5)
                     _advance(bar, run_dir / "log.jsonl")
+                    if cfg.stall_timeout and watch.silence(run_dir) > cfg.stall_timeout:
+                        hung = watch.stacks(run_dir)
                 _advance(bar, run_dir / "log.jsonl")
         finally:
             _stop(process)
+    if hung:
+        raise UserError(
+            f"training of {run_dir} hung: a rank showed no sign of life for {cfg.stall_timeout:g} s (stall_timeout). "
+            f"{hung}. Start it again: it goes on from its last checkpoint."
+        )
     if process.returncode:
         raise UserError(f"training of {run_dir} failed (exit {process.returncode}): {_reason(run_dir)}")
+    watch.end(run_dir)
 
 
 def _advance(bar: tqdm, path: Path) -> None:
@@ -132,14 +165,17 @@ def _advance(bar: tqdm, path: Path) -> None:
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """End the launcher and everything it started: nothing of a run outlives the call that made it."""
+    """End the launcher and everything it started: nothing of a run outlives the call that made it.
+
+    The ranks are in the launcher's process group, and outlive it if it was killed.
+    """
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _reason(run_dir: Path) -> str:
@@ -149,3 +185,38 @@ def _reason(run_dir: Path) -> str:
         return f"{failures[0].stem.removeprefix('failure-')}: {failures[0].read_text().strip()}"
     tail = (run_dir / "train.log").read_text(errors="replace").splitlines()[-15:]
     return "\n".join(tail)
+
+
+def sampling(cfg: Config, benchmark: str, length: int, processes: int, total: int, made: Callable[[], int]) -> None:
+    """Make the missing samples of a benchmark with several processes, one per GPU; `made` counts those that are there.
+
+    Raises UserError with the words of a process that failed; what the others had finished is kept.
+    """
+    from tqdm import tqdm
+
+    task = {"switches": cfg.as_dict(), "benchmark": benchmark, "length": length}
+    run = ["--nproc-per-node", str(processes), "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    run += ["-m", "treediff.answers", json.dumps(task)]
+    path = cfg.run_dir / "sample.log"
+    with path.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *run],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment(cfg.but(processes=processes)),
+            start_new_session=True,
+        )
+        try:
+            title = f"sample {cfg.run_dir.name} T={length}, {processes} processes"
+            with tqdm(total=total, initial=made(), desc=title, unit=" answers", mininterval=2) as bar:
+                while process.poll() is None:
+                    time.sleep(0.5)
+                    bar.update(made() - bar.n)
+                bar.update(made() - bar.n)
+        finally:
+            _stop(process)
+    if process.returncode:
+        lines = path.read_text(errors="replace").splitlines()
+        said = [x for x in lines if re.match(r"rank\d+: ", x)] or lines[-15:]
+        raise UserError(f"sampling of {cfg.run_dir} failed (exit {process.returncode}): " + "\n".join(said))

@@ -1,4 +1,4 @@
-"""The noise schedule and the three corruption operators (3.2 to 3.4, appendix A.2 and C).
+"""The noise schedule and the corruption rules (3.2 to 3.4, appendix A.2 and C).
 
     batch = dict(uid=..., labels=...)                       # int64 (B,), uint8 (B, L)
     p = noise_level(cfg, uid, step, total_steps)            # float64 (B,): P_mask of each sample
@@ -7,7 +7,8 @@
 Everything is pure: a mask depends on (seed, sample id, optimiser step), never on rank, batch layout or resume,
 because its randomness is a hash of those and of the position (`uniform`) instead of a generator's state. The hash is
 integer arithmetic, so it is the same on every device. `random` and `ast` run on the device of `labels`;
-`ast_span` is sequential by definition (Algorithm 2) and runs on the host.
+`ast_span` is sequential by definition (Algorithm 2) and runs on the host, as do `identifier` and `line`, two rules
+beyond the paper. A new rule is a function here, a branch in `corrupt` and its name in config.py (docs/rules.md).
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from treediff.config import Config
 
 # What a random number is for: streams of one (seed, sample, step) that never meet.
-NOISE, TOKENS, WEIGHTED, SHUFFLE, ACCEPT, FILL = range(6)
+NOISE, TOKENS, SHUFFLE, ACCEPT, FILL = 0, 1, 3, 4, 5
+
+READS = {"ast_span": "spans", "identifier": "names", "line": "lines"}
+"""The column of the encoded samples that a rule reads besides the labels."""
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64: splitmix64's increment
 _MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -84,8 +88,9 @@ def corrupt(
 ) -> torch.Tensor:
     """The positions to mask: bool (B, L).
 
-    labels: uint8 (B, L), `tokens.LABELS` by code. spans: per sample int32 (n, 3) token start, end, tier of each AST
-    node (only `ast_span` reads them). uid: int64 (B,) sample ids. p: float64 (B,) from `noise_level`.
+    labels: uint8 (B, L), `tokens.LABELS` by code. spans: per sample what `READS` names, int32 (n, 3) of token start,
+    end and number: an AST node's tier, an occurrence's name, a line (None for rules that read nothing).
+    uid: int64 (B,) sample ids. p: float64 (B,) from `noise_level`.
     Reasoning is masked token by token with probability P (3.2), the prompt never; code as `cfg.masking` says.
     """
     u = uniform(cfg.seed, uid, step, TOKENS, labels.shape[1])
@@ -95,9 +100,11 @@ def corrupt(
     # Exact in float64: the largest N with N <= P L.
     budget = torch.floor(p * code.sum(1)).long()
     if cfg.masking == "ast":
-        mask |= ast_mask(cfg, labels, uid, step, p, budget)
+        mask |= ast_mask(cfg, labels, u, p, budget)
     elif cfg.masking == "ast_span":
         mask |= span_mask(cfg, labels, spans, uid, step, budget)
+    elif cfg.masking in ("identifier", "line"):
+        mask |= group_mask(cfg, labels, spans, uid, step, u, budget)
     elif cfg.random_budget == "exact":
         mask |= take(torch.where(code, u, torch.inf), budget)
     else:
@@ -106,28 +113,51 @@ def corrupt(
 
 
 def take(keys: torch.Tensor, budget: torch.Tensor) -> torch.Tensor:
-    """Per row the `budget` smallest keys, ties by position: bool, like `keys` (B, L)."""
-    order = torch.sort(keys, dim=1, stable=True).indices
-    ranked = torch.arange(keys.shape[1], device=keys.device)[None, :] < budget[:, None]
-    return torch.zeros_like(ranked).scatter_(1, order, ranked)
+    """Per row the `budget` smallest keys, ties by position: bool, like `keys` (B, L), L < 2**20.
+
+    Keys are float32 (compared exactly) or float64 (compared to 32 significant bits, so that a last bit in which two
+    devices' logarithms differ does not change a mask).
+    """
+    bits = keys.double().view(torch.int64)
+    bits = bits ^ ((bits >> 63) & (2**63 - 1))  # doubles in order are integers in order
+    rank = (bits & -(2**20)) | torch.arange(keys.shape[1], device=keys.device)  # no two alike: any sort will do
+    # On a CPU numpy's sort is vectorised and takes a tenth of torch's time.
+    on_host = rank.device.type == "cpu"
+    ordered = torch.from_numpy(np.sort(rank.numpy(), axis=1)) if on_host else rank.sort(dim=1).values
+    last = ordered.gather(1, (budget - 1).clamp(min=0)[:, None])
+    return (rank <= last) & (budget > 0)[:, None]
 
 
-def ast_mask(
-    cfg: Config, labels: torch.Tensor, uid: torch.Tensor, step: int, p: torch.Tensor, budget: torch.Tensor
-) -> torch.Tensor:
+def ast_mask(cfg: Config, labels: torch.Tensor, u: torch.Tensor, p: torch.Tensor, budget: torch.Tensor) -> torch.Tensor:
     """Algorithm 1: `budget` code tokens of each sample by weighted sampling without replacement, bool (B, L).
 
-    The N smallest of -log(u) / w (exponential keys, Efraimidis and Spirakis) are a weighted sample without
-    replacement. Tokens of weight 0 come after all others in uniform order: the paper's fallback fill. With
-    `budget = bernoulli` each token is drawn alone, with probability min(1, c w), c such that they sum to P L.
+    The N smallest of -log(1 - u) / w (exponential keys, Efraimidis and Spirakis) are a weighted sample without
+    replacement; with equal weights they are those that exact random masking takes. Tokens of weight 0 come after all
+    others in uniform order: the paper's fallback fill. With `budget = bernoulli` each token is drawn alone, with
+    probability min(1, c w), c such that they sum to P L.
     """
-    weight = torch.tensor(cfg.weights(), dtype=torch.float64, device=labels.device)[labels.long()]
-    u = uniform(cfg.seed, uid, step, WEIGHTED, labels.shape[1])
+    by_label = torch.tensor(cfg.weights(), dtype=torch.float64, device=labels.device)
     code = labels >= CODE
     if cfg.budget == "bernoulli":
-        return code & (u < _scaled(weight, code, p * code.sum(1)))
-    key = torch.where(weight > 0, -torch.log(u) / weight, 1e300 * (1 + u))
-    return take(torch.where(code, key, torch.inf), budget)
+        return code & (u < _scaled(by_label[labels.int()], code, p * code.sum(1)))
+    key = torch.log1p(-u) * (-1 / by_label)[labels.int()]  # infinite where the weight is 0, as it is outside the code
+    if not all(cfg.weights()[CODE:]):
+        key = torch.where(code & key.isinf(), 1e300 * (1 + u), key)
+    return take(key, budget)
+
+
+def expected_inclusion(weights: np.ndarray, budget: float) -> np.ndarray:
+    """Theory: each token's probability to be among `budget` weighted draws without replacement, float64 like `weights`.
+
+    1 - exp(-w t), t such that they sum to the budget (Rosén 1972): exact in the limit of many tokens.
+    """
+    from scipy.optimize import brentq
+
+    live = weights > 0
+    if budget >= live.sum():  # all of them, and the fill among the rest
+        return np.where(live, 1.0, (budget - live.sum()) / max(1, (~live).sum()))
+    excess = lambda log_t: -np.expm1(-weights * np.exp(log_t)).sum() - budget  # noqa: E731
+    return -np.expm1(-weights * np.exp(brentq(excess, -50, 50))) if budget > 0 else np.zeros(len(weights))
 
 
 def _scaled(weight: torch.Tensor, code: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -189,6 +219,37 @@ def _take_spans(spans: np.ndarray, budget: int, width: int) -> bytearray:
             if count >= budget:
                 break
     return mask
+
+
+def group_mask(
+    cfg: Config,
+    labels: torch.Tensor,
+    groups: list[np.ndarray],
+    uid: torch.Tensor,
+    step: int,
+    u: torch.Tensor,
+    budget: torch.Tensor,
+) -> torch.Tensor:
+    """Groups of code tokens that are masked together or not at all, in random order, as long as they fit: bool (B, L).
+
+    `identifier`: all occurrences of a name (the cross-tree links R of 3.2). `line`: all tokens of a line. A group too
+    large for what is left of the budget is passed over; the rest is filled uniformly, so that the budget is exact.
+    """
+    chosen = torch.zeros(labels.shape, dtype=torch.bool)
+    draws = uniform(cfg.seed, uid.cpu(), step, SHUFFLE, max([len(g) for g in groups], default=0)).numpy()
+    for row, (group, left) in enumerate(zip(groups, budget.tolist(), strict=True)):
+        spans = group[np.argsort(group[:, 2], kind="stable")]  # each group's spans side by side
+        first = np.flatnonzero(np.diff(spans[:, 2], prepend=-1))
+        sizes = np.add.reduceat(spans[:, 1] - spans[:, 0], first) if len(first) else first
+        ends = np.append(first, len(spans))[1:]
+        for i in np.argsort(draws[row, : len(first)], kind="stable"):
+            if sizes[i] <= left:
+                left -= sizes[i]
+                for start, end in spans[first[i] : ends[i], :2]:
+                    chosen[row, start:end] = True
+    chosen = chosen.to(labels.device)
+    missing = budget - chosen.sum(1)
+    return chosen | take(torch.where((labels >= CODE) & ~chosen, u, torch.inf), missing)
 
 
 def apply_mask(ids: torch.Tensor, mask: torch.Tensor, mask_id: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ colours are Okabe and Ito's, which the colour-blind tell apart.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -274,18 +274,42 @@ _LINE = {"default": "#777777", "skeleton": "#0072B2", "data": "#009E73", "condit
 _STYLE = {"default": ":", "skeleton": "-", "data": "--", "condition": "-.", "control": (0, (5, 1))}
 
 
-def inclusion(levels: np.ndarray, shares: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """Share of each tier's tokens that is masked (y) at each noise level (x), one panel per masking."""
+def inclusion(
+    levels: np.ndarray,
+    shares: Mapping[str, Mapping[str, np.ndarray]],
+    theory: Mapping[str, Mapping[str, np.ndarray]],
+) -> Figure:
+    """Share of each tier's tokens that is masked (y) at each noise level (x): draws as marks, theory as lines."""
     figure, axes = _axes(3.6, 3.6, len(shares), sharey=True)
+    marks = dict(zip(_LINE, "x.vs^", strict=True))
     for ax, (strategy, by_tier) in zip(axes, shares.items(), strict=True):
+        expected = theory.get(strategy, {})
         for tier, share in by_tier.items():
-            ax.plot(levels, share, color=_LINE[tier], ls=_STYLE[tier], label=tier)
+            line = {} if tier in expected else {"ls": ":", "lw": 0.8}
+            ax.plot(levels, share, color=_LINE[tier], marker=marks[tier], ms=4, **{"ls": "", **line}, label=tier)
+        for tier, share in expected.items():
+            ax.plot(levels, share, color=_LINE[tier], lw=1)
         ax.plot([0, 1], [0, 1], color="#CCCCCC", lw=1, zorder=0)
-        ax.set_title(NAMES[strategy], fontsize=10)
+        ax.set_title(f"{NAMES[strategy]}{'' if expected else ' (no closed form)'}", fontsize=10)
         ax.set_xlabel("noise level P")
-    axes[0].set_ylabel("share of tokens masked")
+    axes[0].set_ylabel("share of tokens masked\n(marks: drawn; lines: theory)")
     axes[-1].legend(frameon=False, fontsize=8, loc="upper left")
     return figure
+
+
+def slider(draw: Callable[[float], Figure], label: str, value: float) -> Any:
+    """The figure that `draw` makes of a number from 0 to 1, under a slider that draws it anew.
+
+    Where no front end is live (papermill, an exported page) the figure at `value` stays. Returns the slider.
+    """
+    import ipywidgets
+    from IPython.display import display
+
+    control = ipywidgets.FloatSlider(value, min=0, max=1, step=0.01, description=label, continuous_update=False)
+    display(control)
+    shown = display(draw(value), display_id=True)
+    control.observe(lambda change: shown.update(draw(change["new"])), names="value")
+    return control
 
 
 def noise_schedule(steps: np.ndarray, eps: np.ndarray, drawn: np.ndarray) -> Figure:
@@ -310,41 +334,6 @@ def run_lengths(lengths: Mapping[str, Sequence[int]], level: float) -> Figure:
     ax.set_xlabel(f"length of a run of masked code tokens, at P = {level:g}")
     ax.set_ylabel("share of masked tokens in\nruns at least this long")
     ax.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def _smooth(values: np.ndarray, width: int) -> np.ndarray:
-    """Mean over the last `width` values that are there (nan where none is)."""
-    known = ~np.isnan(values)
-    total, count = np.cumsum(np.where(known, values, 0)), np.cumsum(known)
-    total[width:] -= total[:-width].copy()
-    count[width:] -= count[:-width].copy()
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def loss_curves(log: Sequence[Mapping[str, Any]], buckets: Sequence[float], title: str = "") -> Figure:
-    """The loss over training, raw and by noise bucket (smoothed), and the learning rate."""
-    figure, (left, right) = _axes(5.2, 3.6, 2)
-    steps = np.array([r["step"] for r in log])
-    left.plot(steps, [r["loss"] for r in log], color="#BBBBBB", lw=0.8, label="all masked tokens, raw")
-    width = max(5, len(steps) // 25)
-    shades = ["#F0E442", "#E69F00", "#D55E00", "#CC79A7", "#0072B2"]
-    for i in range(len(buckets) - 1):
-        values = np.array([r["loss_by_noise"][i] for r in log], float)
-        label = f"P in {buckets[i]:g} to {buckets[i + 1]:g}"
-        left.plot(steps, _smooth(values, width), color=shades[i], lw=1.8, label=label)
-    left.set_yscale("log")
-    left.set_xlabel("optimiser step")
-    left.set_ylabel("cross-entropy [nats per masked token]")
-    left.set_title(title, fontsize=10, loc="left")
-    left.legend(frameon=False, fontsize=7.5, ncols=2)
-    right.plot(steps, [r["lr"] for r in log], color=STRATEGY["random"])
-    right.set_xlabel("optimiser step")
-    right.set_ylabel("learning rate")
-    speed = right.twinx()
-    speed.plot(steps, [r["tokens_per_s"] for r in log], color=STRATEGY["ast"], lw=0.7, alpha=0.6)
-    speed.set_ylabel("tokens per second", color=STRATEGY["ast"])
-    speed.set_ylim(bottom=0)
     return figure
 
 

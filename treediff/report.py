@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from treediff import corpus, page, paper, plots, sample, stats, tokens
+from treediff import answers, corpus, page, paper, plots, stats, tokens
 from treediff.config import MASKINGS, SWITCHES, Config, UserError, provenance, read_json, resolve, whole, write_json
 from treediff.paper import HALVES, PAIRS, PAPER, paper_markdown
 from treediff.tables import as_csv, latex, markdown, rate
@@ -40,9 +40,9 @@ def scored(cfg: Config, benchmark: str, length: int) -> Path:
     """The ledger of one run on one benchmark; trains, samples and scores whatever is missing."""
     from treediff import score
 
-    samples = sample.sampled(cfg, benchmark, length)
+    samples = answers.sampled(cfg, benchmark, length)
     out = ledger_path(cfg, benchmark, length)
-    wanted = list(sample.benchmark_problems(cfg, benchmark))
+    wanted = list(answers.benchmark_problems(cfg, benchmark))
     score.score(benchmark, corpus.benchmark_file(cfg, benchmark), samples, out, workers=cfg.workers, limit_to=wanted)
     return out
 
@@ -71,7 +71,7 @@ def _same_settings(key: tuple[str, int], runs: dict[str, tuple[Config, dict[str,
     known: dict[str, tuple[str, Any]] = {}
     for who, (run, ledger) in runs.items():
         mine = {k: v for k, v in ledger["settings"].items() if "samples" not in k}
-        lines = corpus.read_jsonl(sample.samples_path(run, *key))
+        lines = corpus.read_jsonl(answers.samples_path(run, *key))
         mine |= {f"sampling {k}": v for k, v in next(iter(lines))["settings"].items()}
         mine["tasks"] = sorted(ledger["tasks"])
         mine["sampling seed"] = mine.get("sampling seed") if len({r.seed for r, _ in runs.values()}) == 1 else None
@@ -135,7 +135,7 @@ def halves_markdown(cfg: Config, strategies: tuple[str, ...]) -> str:
     """Pass rates on TinyCode's two halves, base and plus tests, as a Markdown table; empty without TinyCode."""
     if "tinycode" not in cfg.benchmarks:
         return ""
-    found, half = ledgers(cfg), {i: p["half"] for i, p in sample.benchmark_problems(cfg, "tinycode").items()}
+    found, half = ledgers(cfg), {i: p["half"] for i, p in answers.benchmark_problems(cfg, "tinycode").items()}
     names = list(dict.fromkeys(half.values()))
     columns = [(t, h) for t in cfg.lengths for h in names]
     lines = ["| | " + " | ".join(f"{h}, T = {t}" for t, h in columns) + " |", "|---" * (len(columns) + 1) + "|"]
@@ -275,7 +275,7 @@ def program_figure(cfg: Config, benchmark: str, length: int, task: str) -> Figur
     found = ledgers(cfg)
     panels = []
     for strategy in ("random", "ast"):
-        rows = sample.read_samples(sample.samples_path(cfg.with_masking(strategy), benchmark, length))
+        rows = answers.read_samples(answers.samples_path(cfg.with_masking(strategy), benchmark, length))
         verdict = found[strategy][benchmark, length]["tasks"][task]
         why = verdict["plus"] if verdict["base"] == "pass" else verdict["base"]
         panels.append((f"{plots.NAMES[strategy]}: {why}", rows[task]["solution"]))
@@ -296,7 +296,7 @@ def state_figure(cfg: Config, benchmark: str, length: int, task: str, share: flo
     panels = []
     for strategy in ("random", "ast"):
         run = cfg.with_masking(strategy)
-        record = sample.read_samples(sample.samples_path(run, benchmark, length))[task]
+        record = answers.read_samples(answers.samples_path(run, benchmark, length))[task]
         text, boxes, at, _ = answer_view(run, record)
         title = f"{plots.NAMES[strategy]}, before step {step} of {length // cfg.tokens_per_step}"
         panels.append((title, text, boxes, at >= step))
@@ -351,6 +351,7 @@ def write(cfg: Config) -> Path:
         "paper": checked,
         "power": stats.power_table(),
         "deviations": deviations(cfg),
+        "data": data_sets(cfg),
         "provenance": {"report": provenance(switches=cfg.as_dict()), "runs": provenances(cfg)},
     }
     for name, value in facts.items():
@@ -383,7 +384,7 @@ def _figures(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str, Any]]
     key = (cfg.benchmarks[0], cfg.lengths[-1])
     if key in found.get("random", {}) and key in found.get("ast", {}):
         task = differing_task(cfg, *key)
-        if task in sample.read_samples(sample.samples_path(cfg.with_masking("ast"), *key)):
+        if task in answers.read_samples(answers.samples_path(cfg.with_masking("ast"), *key)):
             figures["figure2"] = (f"{task}: two answers.", program_figure(cfg, *key, task))
             figures["figure3"] = (f"{task}: the same answers part of the way.", state_figure(cfg, *key, task))
     if found:
@@ -399,6 +400,18 @@ def deviations(cfg: Config) -> list[dict[str, Any]]:
         for name, ours in cfg.as_dict().items()
         if ours != theirs[name] and name not in ("preset", "masking", "seed")
     ]
+
+
+def data_sets(cfg: Config) -> dict[str, Any]:
+    """Statistics of the data sets that the runs of this seed were trained on, by the runs' names."""
+    of: dict[str, list[str]] = {}
+    for strategy in ROWS:
+        path = cfg.with_masking(strategy).run_dir / "provenance.json"
+        if path.exists():
+            of.setdefault(read_json(path)["data"], []).append(plots.NAMES[strategy])
+    files = {", ".join(names): cfg.preset_dir / "data" / mark / "stats.json" for mark, names in of.items()}
+    found = {names: read_json(path) for names, path in files.items() if path.exists()}
+    return {names: facts for names, facts in found.items() if "contamination" in facts}  # older ones have less to show
 
 
 def provenances(cfg: Config) -> dict[str, Any]:

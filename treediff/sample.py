@@ -1,43 +1,35 @@
-"""The semi-autoregressive sampler (A.1, after LLaDA) and the samples of a benchmark, with their trajectories.
+"""The semi-autoregressive sampler (A.1, after LLaDA): blocks, steps, commitment; and its fast modes. Nothing else.
 
-    out = decode(net, prompts, Decoding(gen_length=256, ...))     # ids, committed_at, confidence: (B, gen_length)
-    path = sampled(cfg, "tinycode", 64)                           # runs/.../samples/tinycode-T64.jsonl
+    out = decode(net, prompts, Decoding(mask_id=126336, ends=(126081, 126348), gen_length=256, steps=256,
+                                        block_length=32))
+    out.ids, out.committed_at, out.confidence           # (B, gen_length)
+    out.state(row=0, step=110, mask_id=126336)          # the answer before step 110
 
-The canvas is prompt + gen_length masks. Blocks are decoded left to right; at each denoising step every masked position
-up to the block's end proposes its most likely token, and the most confident proposals are committed for good.
-`committed_at` holds the step at which each token was committed: the state at any step follows from it.
+The canvas is prompt + gen_length masks. Blocks are decoded from left to right; at each denoising step every mask of the
+block proposes its most likely token, and some proposals are committed for good: as many as the schedule says, the
+most confident first (`exactly`), or all that are confident enough (`confidently`). Each of the two reads the whole
+canvas at each step, or keeps what it knows of the tokens outside the block until the block is done (`cache`).
+
+To use it with another model, give it what it takes from model.py: `encode_window`, `head`, `padding_bias`.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from treediff import corpus, model, tokens
-from treediff.config import Config, UserError, claim, provenance, write_json
-from treediff.masking import take, uniform
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-log = logging.getLogger(__name__)
-
-RESPONSE = (
-    "Below is a Python script with a self-contained function that solves the problem and passes corresponding tests:"
-)
-"""What EvalPlus's chat mode lets the assistant begin with."""
+from treediff import model
+from treediff.config import UserError
+from treediff.masking import uniform
 
 NEVER = -1
 """committed_at of a token that was never decoded because its row had ended before it."""
+GUMBEL, ORDER = 0, 1  # streams of random numbers
+CHUNK = 512
+"""Positions whose logits over the vocabulary are held at a time: 260 MB in float32 at LLaDA's vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +37,17 @@ class Decoding:
     """How to decode. Lengths in tokens, `steps` in denoising steps over the whole canvas."""
 
     mask_id: int
-    eos_id: int
+    ends: tuple[int, ...]  # tokens that end an answer; the first is EOS
     gen_length: int
     steps: int
     block_length: int
-    temperature: float = 0.0
-    suppressed: tuple[int, ...] = ()  # tokens (EOS, EOT) committed only when nothing else is left
+    temperature: float = 0.0  # > 0: Gumbel noise in float64
+    guidance: float = 0.0  # > 0: classifier-free guidance away from what the model says without the prompt
+    remasking: str = "low_confidence"  # what is committed first: the most confident, or `random`
+    eos_suppression: str = "off"  # `logits`: EOS is never proposed; `confidence`: EOS and EOT are committed last
+    threshold: float = 0.0  # > 0: commit all proposals of at least this confidence, and one at the least
+    cache: str = "none"  # keys and values kept during a block: of the tokens before it (prefix), or all others (dual)
+    early_exit: bool = True  # a row whose text has ended leaves the batch
     official: bool = False  # LLaDA's loop to the letter: may commit the mask token, never ends early
     seed: int = 0
 
@@ -60,16 +57,25 @@ class Decoding:
         if self.steps % (self.gen_length // self.block_length):
             blocks = self.gen_length // self.block_length
             raise UserError(f"steps: {self.steps} steps cannot be shared evenly by {blocks} blocks.")
+        if self.official and (self.threshold or self.cache != "none"):
+            raise UserError("official: LLaDA's own loop has neither a threshold nor a cache.")
 
 
 @dataclass
 class Decoded:
-    """Answers (B, gen_length): token ids int64, the step that committed each (NEVER: none), its confidence float32."""
+    """Answers (B, gen_length): token ids int64, the step that committed each (NEVER: none), its confidence float32.
+
+    Steps are counted per row, from 0. `margin` float32 (B,) says by how much [nats of a token's log-odds] the order of
+    commitment was decided where that was closest, at step `margin_at` int64 (B,): inf and NEVER if there never was a
+    choice. An error of that size in the logits could have changed the order.
+    """
 
     ids: torch.Tensor
     committed_at: torch.Tensor
     confidence: torch.Tensor
-    forwards: int  # forward passes of the model
+    margin: torch.Tensor
+    margin_at: torch.Tensor
+    forwards: int  # forward passes of the model, each over the rows that were left
 
     def state(self, row: int, step: int, mask_id: int) -> torch.Tensor:
         """The answer of `row` before denoising step `step`: ids with masks where nothing was committed yet."""
@@ -94,259 +100,232 @@ def canvas(prompts: Sequence[Sequence[int]], gen_length: int, mask_id: int) -> t
     return ids, None if seen.all() else seen
 
 
+Watch = Callable[[torch.Tensor, float], None]
+
+
 @torch.no_grad()
 def decode(
     net: nn.Module,
     prompts: Sequence[Sequence[int]],
     how: Decoding,
-    tick: Callable[[int], None] = lambda steps: None,
+    uids: Sequence[int] | None = None,
+    watch: Watch | None = None,
 ) -> Decoded:
-    """Decode one answer per prompt (token ids). Prompts of any lengths together give what each gives alone."""
-    device = next(net.parameters()).device
-    ids, seen = canvas(prompts, how.gen_length, how.mask_id)
-    ids, seen = ids.to(device), seen if seen is None else seen.to(device)
-    start = ids.shape[1] - how.gen_length
-    at = torch.full((len(prompts), how.gen_length), NEVER, device=device)
-    sure = torch.zeros((len(prompts), how.gen_length), device=device)
-    live = torch.arange(len(prompts), device=device)  # rows that have not ended
+    """Decode one answer per prompt (token ids). Prompts of any lengths together give what each gives alone.
+
+    `uids` (below 2**36) name the prompts: what is drawn at random for one depends on its uid and `how.seed` alone; by
+    default they are numbered. `watch` is called after each step with the answers so far (B, gen_length) on the device
+    and the share of the canvas that lies behind.
+    """
+    run = _Run(net, prompts, how, list(range(len(prompts))) if uids is None else uids)
+    rows = torch.arange(len(prompts), device=run.ids.device)
     blocks = how.gen_length // how.block_length
-    per_block = how.steps // blocks
-    forwards = 0
     for block in range(blocks):
-        first, end = start + block * how.block_length, start + (block + 1) * how.block_length
-        plans = [commits_per_step(int(n), per_block) for n in (ids[live, first:end] == how.mask_id).sum(1)]
-        plan = torch.tensor(plans, device=device).reshape(len(live), per_block)
-        for i in range(per_block):
-            step = block * per_block + i
-            tick(1)
-            if not len(live) or not plan[:, i].any():
-                continue
-            x = ids[live]
-            open_ = torch.zeros_like(x, dtype=torch.bool)
-            # From the canvas's start: under `official` a mask committed in an earlier block is open again.
-            open_[:, start:end] = x[:, start:end] == how.mask_id
-            hidden = model.encode(net, x, None if seen is None else seen[live])
-            forwards += 1
-            logits = model.head(net)(hidden[open_]).float()
-            token, confidence = propose(logits, how, step, open_, live)
-            ranking = torch.full(x.shape, torch.inf, device=device)
-            ranking[open_] = -confidence
-            chosen = take(ranking, plan[:, i]) & open_
-            proposals = torch.full_like(x, how.mask_id)
-            proposals[open_] = token
-            ids[live] = torch.where(chosen, proposals, x)
-            answer = chosen[:, start:]
-            at[live] = torch.where(answer, step, at[live])
-            sure[live] = torch.where(answer, -ranking[:, start:], sure[live])
-            if not how.official:
-                going = ~_ended(ids[live, start:], how)
-                live, plan = live[going], plan[going]
-    answers = ids[:, start:].clone()
-    if not how.official:
-        answers[at == NEVER] = how.eos_id
-    return Decoded(answers.cpu(), at.cpu(), sure.cpu(), forwards)
+        run.watch = (lambda: watch(run.answers, block / blocks)) if watch else None  # noqa: B023 (used in this round)
+        first = run.start + block * how.block_length
+        run.enter(rows, first)
+        (confidently if how.threshold else exactly)(run)
+        if how.early_exit and not how.official:
+            rows = rows[~run.ended(rows)]  # the one time per block that the host waits for the device
+            if not len(rows):
+                break
+    if watch:
+        watch(run.answers, 1.0)
+    return run.result()
+
+
+def exactly(run: _Run) -> None:
+    """LLaDA's schedule: at each step a number of tokens known beforehand, so the host never waits for the device."""
+    how = run.how
+    left = how.block_length
+    for number in commits_per_step(left, how.steps // (how.gen_length // how.block_length)):
+        if number:
+            # Under `official` a mask token that was committed is open still: all slots are looked at, always.
+            run.step(run.slots if how.official else left, lambda odds: most_confident(odds, number))  # noqa: B023
+        left -= number
+        run.clock[run.rows] += 1
+
+
+def confidently(run: _Run) -> None:
+    """Fast-dLLM's parallel decoding: steps of all sure tokens until the block is full; the host looks at each."""
+    left = run.how.block_length
+    while True:
+        run.step(left, lambda odds: sure_enough(odds, run.how.threshold))
+        run.clock[run.rows] += 1
+        still = run.still_open()
+        left = max(still)
+        if not left:
+            return
+        if sum(map(bool, still)) <= 0.75 * len(still):  # else the copying costs more than the idle rows
+            run.narrow([i for i, n in enumerate(still) if n])
+
+
+def most_confident(odds: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `number` proposals of each row with the least `odds` (B, n) against them, ties by position: bool (B, n).
+
+    And by how much the last of them was preferred to the next [nats], (B,).
+    """
+    ranked, order = torch.sort(odds, dim=1, stable=True)
+    first = torch.arange(odds.shape[1], device=odds.device) < number
+    chosen = torch.zeros_like(odds, dtype=torch.bool).scatter_(1, order, first.expand_as(order))
+    if number == odds.shape[1]:
+        return chosen, torch.full_like(ranked[:, 0], torch.inf)
+    return chosen, (ranked[:, number].log() - ranked[:, number - 1].log()).nan_to_num(0.0, posinf=torch.inf)
+
+
+def sure_enough(odds: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The proposals whose confidence 1 / (1 + odds) is at least `threshold`, and the best of each row: bool (B, n).
+
+    And how far the nearest proposal is from the threshold [nats], (B,).
+    """
+    limit = torch.tensor(1 / threshold - 1)
+    chosen = (odds <= limit).scatter_(1, odds.argmin(1, keepdim=True), True)
+    return chosen, (odds.log() - limit.log()).abs().amin(1)
 
 
 def propose(
-    logits: torch.Tensor, how: Decoding, step: int, open_: torch.Tensor, rows: torch.Tensor
+    logits: torch.Tensor, how: Decoding, ends: torch.Tensor, u: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each open position's token and confidence, int64 and float32 (n,), from its logits float32 (n, V).
+    """Each position's token, int64 (n,), and the odds against it, float32 (n,), from logits float32 (n, V).
 
-    The confidence is the token's softmax probability, before any noise. Suppressed tokens rank below all others.
+    The logits are overwritten. The odds are (1 - p) / p for its softmax probability p, before any noise: the sum of
+    exp(other - own). Near p = 1, where p itself runs out of digits, they still tell which of two tokens is surer.
+    `u` float64 (n, V) are U(0, 1).
     """
     if not how.official:
         logits[:, how.mask_id] = -torch.inf
-    if how.temperature > 0:
-        # Gumbel-max in float64 (LLaDA): argmax of logits / temperature + Gumbel noise.
-        where = open_.nonzero()
-        sample = rows[where[:, 0]] * 2**20 + where[:, 1]
-        u = uniform(how.seed, sample, step, 0, logits.shape[1])
-        token = (logits.double() / how.temperature - torch.log(-torch.log(u))).argmax(1)
-    else:
-        token = logits.argmax(1)
-    picked = logits.gather(1, token[:, None])[:, 0]
-    confidence = torch.exp(picked - logits.logsumexp(1))
-    if how.suppressed:
-        confidence -= 2.0 * torch.isin(token, torch.tensor(how.suppressed, device=token.device))
-    return token, confidence
+    if how.eos_suppression == "logits":
+        logits[:, how.ends[0]] = -torch.inf
+    # Gumbel-max: the argmax of logits / temperature + noise is a sample of the softmax at that temperature.
+    token = (logits if u is None else logits.double() / how.temperature - torch.log(-torch.log(u))).argmax(1)
+    if how.eos_suppression == "confidence":
+        logits.index_fill_(1, ends, -torch.inf)
+    own = logits.gather(1, token[:, None])
+    others = logits.sub_(own).exp_().scatter_(1, token[:, None], 0.0)
+    return token, torch.where(own[:, 0] == -torch.inf, torch.inf, others.sum(1))
 
 
-def _ended(answers: torch.Tensor, how: Decoding) -> torch.Tensor:
-    """Rows whose text is settled: an EOS is committed and nothing before it is masked. bool (B,)."""
-    eos, masked = answers == how.eos_id, answers == how.mask_id
-    position = torch.arange(answers.shape[1], device=answers.device)
-    far = answers.shape[1]
-    first_eos = torch.where(eos, position, far).amin(1)
-    first_mask = torch.where(masked, position, far).amin(1)
-    return (first_eos < far) & (first_eos < first_mask)
+class _Run:
+    """One call of `decode`: the canvas, the record, and the step that all modes share."""
 
+    def __init__(self, net: nn.Module, prompts: Sequence[Sequence[int]], how: Decoding, uids: Sequence[int]) -> None:
+        self.net, self.how = net, how
+        self.device = next(net.parameters()).device
+        ids, seen = canvas(prompts, how.gen_length, how.mask_id)
+        self.ids = ids.to(self.device)
+        self.start = ids.shape[1] - how.gen_length
+        self.bias = None if seen is None else model.padding_bias(net, seen.to(self.device))
+        self.uids = torch.tensor(list(uids), device=self.device)
+        self.ends = torch.tensor(how.ends, device=self.device)
+        rows = len(prompts)
+        self.clock = torch.zeros(rows, dtype=torch.long, device=self.device)  # steps that each row has seen
+        self.at = torch.full((rows, how.gen_length), NEVER, device=self.device)
+        self.sure = torch.zeros((rows, how.gen_length), device=self.device)
+        self.margin = torch.full((rows,), torch.inf, device=self.device)
+        self.margin_at = torch.full((rows,), NEVER, device=self.device)
+        self.forwards = 0
+        self.watch: Callable[[], None] | None = None
 
-# --- prompts and programs ------------------------------------------------------------------------------------------
+    @property
+    def answers(self) -> torch.Tensor:
+        return self.ids[:, self.start :]
 
+    def enter(self, rows: torch.Tensor, first: int) -> None:
+        """Begin the block at `first` with these rows of the batch."""
+        self.rows, self.first, self.end = rows, first, first + self.how.block_length
+        # From the canvas's start under `official`: a mask token committed in an earlier block is open again.
+        self.low = self.start if self.how.official else first
+        if self.how.official:
+            self.slots = int((self.ids[:, self.low : self.end] == self.how.mask_id).sum(1).max())
+        self.kept = None if self.how.cache == "none" else model.KeyValues()
 
-def prompt_ids(cfg: Config, tok: PreTrainedTokenizerFast, problem: str) -> tuple[list[int], str]:
-    """The prompt of a benchmark problem under `prompt_style` and `think`, and how the answer is made to begin."""
-    message = problem.strip()
-    if cfg.prompt_style != "bare":
-        message = f"{corpus.INSTRUCTION}\n```\n{message}\n```"
-    begin = {"free": "", "open": "<think>\n", "closed": "<think>\n\n</think>\n\n"}[cfg.think]
-    if cfg.prompt_style == "prefill":
-        begin += f"{RESPONSE}\n```python\n"
-    ids, _ = tokens.encode(tok, corpus.prompt_text(tok, message), special=True)
-    start, _ = tokens.encode(tok, begin)
-    return [*ids.tolist(), *start.tolist()], begin
+    def read(self, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """Hidden states of the canvas `x` (B, L), or of the window that is not kept, and where they begin."""
+        bias = None if self.bias is None else self.bias[self.rows]
+        if self.how.guidance > 0:
+            blind = x.clone()
+            blind[:, : self.start] = self.how.mask_id
+            x, bias = torch.cat([x, blind]), None if bias is None else torch.cat([bias, bias])
+        begin, stop = 0, x.shape[1]
+        if self.kept and self.kept.layers:  # the block's first step reads everything
+            begin, stop = self.first, self.end if self.how.cache == "dual" else stop
+            self.kept.window = slice(begin, stop)
+        self.forwards += 1
+        return model.encode_window(self.net, x[:, begin:stop], begin, bias, self.kept), begin
 
+    def step(self, slots: int, commit: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """One denoising step: read, propose at the (at most `slots`) open positions of each row, commit."""
+        how, rows = self.how, self.rows
+        x = self.ids[rows]
+        hidden, begin = self.read(x)
+        shut = x[:, self.low : self.end] != how.mask_id
+        place = torch.sort(shut.byte(), dim=1, stable=True).indices[:, :slots] + self.low  # the open ones, in order
+        at = (place - begin)[..., None].expand(-1, -1, hidden.shape[2])
+        if how.guidance > 0:  # the head is linear, so guidance may as well come before it
+            seeing, blind = (h.float().gather(1, at) for h in hidden.chunk(2))
+            hidden = (blind + (how.guidance + 1) * (seeing - blind)).to(hidden.dtype)
+        else:
+            hidden = hidden.gather(1, at)
+        token, odds = self.propose(hidden.flatten(0, 1), place)
+        odds = odds.where(~shut.gather(1, place - self.low), torch.inf)
+        chosen, gap = commit(odds)
+        chosen &= x.gather(1, place) == how.mask_id
+        every = rows[:, None]
+        self.ids[every, place] = torch.where(chosen, token, x.gather(1, place))
+        clock, answer = self.clock[rows], place - self.start
+        self.at[every, answer] = torch.where(chosen, clock[:, None], self.at[every, answer])
+        self.sure[every, answer] = torch.where(chosen, 1 / (1 + odds), self.sure[every, answer])
+        closer = gap < self.margin[rows]
+        self.margin[rows] = torch.where(closer, gap, self.margin[rows])
+        self.margin_at[rows] = torch.where(closer, clock, self.margin_at[rows])
+        if self.watch:
+            self.watch()
 
-def answer_text(tok: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
-    """The text of an answer up to its first EOS or end of turn."""
-    table = tokens.byte_table(tok)
-    ends = tokens.endings(tok)
-    out = []
-    for i in ids:
-        if i in ends:
-            break
-        out.append(table.spelling[i] if i < len(table.spelling) else b"")
-    return b"".join(out).decode("utf-8", errors="replace")
+    def propose(self, hidden: torch.Tensor, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and the odds against them, (B, slots) each, at the places (B, slots), from hidden (B * slots, d)."""
+        how = self.how
+        parts = []
+        for i in range(0, len(hidden), CHUNK):
+            logits = model.head(self.net)(hidden[i : i + CHUNK]).float()
+            u = None
+            if how.temperature > 0:
+                u = self.draw(GUMBEL, place, logits.shape[1], slice(i, i + CHUNK))
+            parts.append(propose(logits, how, self.ends, u))
+        token, odds = (torch.cat(p).view_as(place) for p in zip(*parts, strict=True))
+        if how.remasking == "random":
+            odds = (1 / self.draw(ORDER, place, 1).view_as(place) - 1).float()
+        return token, odds
 
+    def draw(self, stream: int, place: torch.Tensor, width: int, part: slice = slice(None)) -> torch.Tensor:
+        """U(0, 1), float64 (n, width), for a `part` of the places: a function of seed, uid, step and position alone."""
+        row = (self.uids[self.rows] * 2**14 + self.clock[self.rows])[:, None] * 2**13
+        return uniform(self.how.seed, (row + place - self.start).flatten()[part], 0, stream, width)
 
-def extract(text: str, entry_point: str, rule: str) -> str:
-    """The program in an answer: by EvalPlus's `sanitize`, or the first code fence after the reasoning.
+    def still_open(self) -> list[int]:
+        """Masks left in the block, by row; 0 for a row that has ended. Waits for the device."""
+        left = (self.ids[self.rows, self.first : self.end] == self.how.mask_id).sum(1)
+        if self.how.early_exit:
+            left = left.masked_fill(self.ended(self.rows), 0)
+        return left.tolist()
 
-    A fence that is never closed runs to the end; without any fence the answer after </think> is the program.
-    """
-    if rule == "sanitize":
-        from evalplus.sanitize import sanitize
+    def narrow(self, keep: list[int]) -> None:
+        """Go on with these of the block's rows only."""
+        index = torch.tensor(keep, device=self.device)
+        if self.kept:
+            both = torch.cat([index, index + len(self.rows)]) if self.how.guidance > 0 else index
+            self.kept.keep(both)
+        self.rows = self.rows[index]
 
-        return sanitize(text, entry_point)
-    rest = text.rpartition("</think>")[2]
-    _, fence, after = rest.partition("```")
-    if not fence:
-        return rest.strip("\n")
-    return after.partition("\n")[2].partition("```")[0].rstrip("\n")
+    def ended(self, rows: torch.Tensor) -> torch.Tensor:
+        """Whose text is settled: an end is committed and nothing before it is masked. bool (B,)."""
+        answers = self.answers[rows]
+        end = (answers[..., None] == self.ends).any(-1).int()
+        mask = (answers == self.how.mask_id).int()
+        return (end.cumsum(1) > 0).logical_and(mask.cumsum(1) == 0).any(1)
 
-
-# --- a benchmark's samples -----------------------------------------------------------------------------------------
-
-
-def load_run(cfg: Config) -> nn.Module:
-    """The run's model, ready to sample from: its backbone with its adapter merged, or its own weights."""
-    from treediff import train
-
-    cuda = torch.cuda.is_available()
-    dtype = torch.float32 if cfg.precision == "fp32" else torch.bfloat16
-    own = cfg.run_dir / "model"
-    folder = str(own) if own.is_dir() else train.backbone_folder(cfg)
-    net = model.load_backbone(folder, dtype, "cuda" if cuda else "cpu", cfg.revision)
-    return net if own.is_dir() or cfg.masking == "base" else model.load_adapter(net, cfg.run_dir / "adapter")
-
-
-def benchmark_problems(cfg: Config, benchmark: str) -> dict[str, dict[str, Any]]:
-    """The problems to sample, by task id: all, or `limit` of them spread evenly."""
-    from treediff import score
-
-    problems, _ = score.load_benchmark(benchmark, corpus.benchmark_file(cfg, benchmark))
-    ids = list(problems)
-    if cfg.limit and cfg.limit < len(ids):
-        ids = [ids[i * len(ids) // cfg.limit] for i in range(cfg.limit)]
-    return {i: problems[i] for i in ids}
-
-
-def samples_path(cfg: Config, benchmark: str, length: int) -> Path:
-    return cfg.run_dir / "samples" / f"{benchmark}-T{length}.jsonl"
-
-
-def settings(cfg: Config, length: int) -> dict[str, Any]:
-    """What is written into every sample, so that two harnesses' numbers can be told apart."""
-    names = ("block_length", "tokens_per_step", "temperature", "prompt_style", "think", "eos_suppression", "extract")
-    return {"T": length, "seed": cfg.seed, "precision": cfg.precision, **{n: getattr(cfg, n) for n in names}}
-
-
-def sampled(cfg: Config, benchmark: str, length: int) -> Path:
-    """One sample per problem of `benchmark` with `length` generated tokens; made, or completed, if missing.
-
-    Trains the run first if need be. A line is appended per answer, so a killed call goes on where it stopped. Raises
-    UserError if the file there was made under other settings.
-    """
-    from tqdm import tqdm
-
-    from treediff import launch
-
-    claim(cfg, *launch.TRAINING_STAGES)
-    path = samples_path(cfg, benchmark, length)
-    problems = benchmark_problems(cfg, benchmark)
-    mine = settings(cfg, length)
-    done = _kept(path, mine)
-    todo = {i: p for i, p in problems.items() if i not in done}
-    if not todo:
-        return path
-    launch.trained(cfg)
-    tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
-    net = load_run(cfg)
-    how = Decoding(
-        mask_id=tok.mask_token_id,
-        eos_id=tok.eos_token_id,
-        gen_length=length,
-        steps=length // cfg.tokens_per_step,
-        block_length=cfg.block_length,
-        temperature=cfg.temperature,
-        suppressed=tokens.endings(tok) if cfg.eos_suppression else (),
-        seed=cfg.seed,
-    )
-    prompts = {i: prompt_ids(cfg, tok, p["prompt"]) for i, p in todo.items()}
-    order = sorted(todo, key=lambda i: len(prompts[i][0]))
-    batches = [order[k : k + cfg.sample_batch] for k in range(0, len(order), cfg.sample_batch)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(
-        total=len(batches) * how.steps, desc=f"sample {cfg.masking} T={length}", unit=" steps", mininterval=2
-    ) as bar:
-        for batch in batches:
-            out = decode(net, [prompts[i][0] for i in batch], how, bar.update)
-            lines = []
-            for row, task in enumerate(batch):
-                text = prompts[task][1] + answer_text(tok, out.ids[row].tolist())
-                record = {
-                    "task_id": task,
-                    "solution": extract(text, todo[task]["entry_point"], cfg.extract),
-                    "answer": text,
-                    "ids": out.ids[row].tolist(),
-                    "committed_at": out.committed_at[row].tolist(),
-                    "confidence": [round(c, 5) for c in out.confidence[row].tolist()],
-                    "settings": mine,
-                }
-                lines.append(json.dumps(record) + "\n")
-            with path.open("a") as file:
-                file.write("".join(lines))
-                file.flush()
-                os.fsync(file.fileno())
-    write_json(path.with_suffix(".provenance.json"), provenance(settings=mine, problems=len(problems)))
-    return path
-
-
-def _kept(path: Path, mine: dict[str, Any]) -> set[str]:
-    """Task ids already in `path`. A last line that a kill cut short is dropped; other settings are refused."""
-    if not path.exists():
-        return set()
-    whole_lines = path.read_bytes().rpartition(b"\n")[0]
-    kept = set()
-    for line in whole_lines.splitlines():
-        record = json.loads(line)
-        for name, value in record["settings"].items():
-            if mine.get(name) != value:
-                raise UserError(
-                    f"{path}: sampled with {name} = {value!r}, not {mine.get(name)!r}; "
-                    f"give {name} that value, or delete the file."
-                )
-        kept.add(record["task_id"])
-    if len(whole_lines) + 1 < path.stat().st_size:
-        os.truncate(path, len(whole_lines) + 1 if whole_lines else 0)
-    return kept
-
-
-def read_samples(path: Path) -> dict[str, dict[str, Any]]:
-    """The samples of a file by task id, with `ids` and `committed_at` as arrays."""
-    out = {}
-    for record in corpus.read_jsonl(path):
-        record["ids"] = np.array(record["ids"])
-        record["committed_at"] = np.array(record["committed_at"])
-        out[record["task_id"]] = record
-    return out
+    def result(self) -> Decoded:
+        answers = self.answers  # under `official` masks may be left
+        if not self.how.official:
+            answers = torch.where(self.at == NEVER, self.how.ends[0], answers)
+        parts = (answers, self.at, self.sure, self.margin, self.margin_at)
+        return Decoded(*(p.cpu() for p in parts), self.forwards)

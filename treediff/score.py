@@ -6,7 +6,8 @@
 Each worker is a *judge* (judge.py): a clean process that knows the expected outputs, hands a program and the inputs to
 its sandbox, and compares what comes back, with EvalPlus's rules, oracles and time limits.
 The expected outputs are what the benchmark's own solutions return in the same sandbox; they are kept under
-`runs/cache`. A scoring that was killed goes on from its journal; the ledger is written whole or not at all.
+`runs/cache`. A scoring that was killed goes on from its journal; the ledger is written whole or not at all. It holds
+one verdict per task, or, where a task has several samples, the list of theirs.
 """
 
 from __future__ import annotations
@@ -17,19 +18,16 @@ import hashlib
 import json
 import logging
 import os
-import queue
-import subprocess
 import sys
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from treediff import judge as judging
+from treediff import stats
 from treediff.config import UserError, read_json, runs_root, whole, write_json
-from treediff.judge import MIN_SECONDS, MOST_SECONDS, PARTS, TIME_FACTOR
+from treediff.judge import MIN_SECONDS, MOST_SECONDS, PARTS, TIME_FACTOR, judged
 from treediff.plain import encode
-from treediff.sandbox import MEMORY, PATIENCE
+from treediff.sandbox import MEMORY
 
 log = logging.getLogger(__name__)
 
@@ -115,16 +113,17 @@ def _rows(path: Path, raw: bytes) -> Iterator[tuple[int, dict]]:
         yield row, value
 
 
-def read_samples(samples: Path, problems: dict[str, dict]) -> tuple[dict[str, str], str, int]:
-    """Program by task id, the file's SHA-256, and how many rows are of tasks that this release does not have.
+def read_samples(samples: Path, problems: dict[str, dict]) -> tuple[dict[str, list[str]], str, int]:
+    """Programs by task id, the file's SHA-256, and how many rows are of tasks that this release does not have.
 
-    A row holds task_id and `solution`, or `completion`, which the prompt is put before. Rows of unknown tasks are
-    left out, as EvalPlus does (MBPP+ lost 21 tasks from v0.1 to v0.2.0), unless they are of another benchmark.
+    A row holds task_id and `solution`, or `completion`, which the prompt is put before. Several samples of a task are
+    numbered from 0 by `sample`, which may be missing from the first. Rows of unknown tasks are left out, as EvalPlus
+    does (MBPP+ lost 21 tasks from v0.1 to v0.2.0), unless they are of another benchmark.
     """
     path = Path(samples)
     raw = _unpack(path)
     families = {task.split("/")[0] for task in problems}
-    programs: dict[str, str] = {}
+    programs: dict[str, dict[int, str]] = {}
     unknown = 0
     for row, sample in _rows(path, raw):
         task = sample.get("task_id")
@@ -132,20 +131,29 @@ def read_samples(samples: Path, problems: dict[str, dict]) -> tuple[dict[str, st
             raise UserError(
                 f"{path}, row {row}: the benchmark has no task {task!r}; score it on the one it was made for."
             )
-        field = "solution" if "solution" in sample else "completion"
+        field, number = "solution" if "solution" in sample else "completion", sample.get("sample", 0)
         if not isinstance(sample.get(field), str):
             raise UserError(f"{path}, row {row}: {field} is missing or no text; give a completion or a solution.")
-        if task in programs:
-            raise UserError(f"{path}, row {row}: task {task} has a sample already; keep one per task.")
+        if type(number) is not int or number < 0:
+            raise UserError(f"{path}, row {row}: sample is {number!r}; number a task's samples 0, 1, 2 and so on.")
         if task not in problems:
             unknown += 1
             continue
-        programs[task] = sample[field] if field == "solution" else problems[task]["prompt"] + sample[field]
+        if number in programs.setdefault(task, {}):
+            raise UserError(
+                f"{path}, row {row}: task {task} has a sample {number} already; delete one, or number further samples "
+                'of a task by a field "sample": 1, 2 and so on.'
+            )
+        programs[task][number] = sample[field] if field == "solution" else problems[task]["prompt"] + sample[field]
+    for task, of in programs.items():
+        if missing := [n for n in range(max(of)) if n not in of]:
+            raise UserError(f"{path}: task {task} has a sample {max(of)} but no {missing[0]}; sample it, or renumber.")
     if not programs:
         raise UserError(f"{path}: there is no sample of this benchmark in it; sample the model first.")
     if unknown:
         log.warning("%s: %d samples are of tasks that this release does not have; left out.", path, unknown)
-    return programs, hashlib.sha256(raw).hexdigest(), unknown
+    ordered = {task: [of[n] for n in range(len(of))] for task, of in programs.items()}
+    return ordered, hashlib.sha256(raw).hexdigest(), unknown
 
 
 # --- scoring --------------------------------------------------------------------------------------------------------
@@ -187,7 +195,7 @@ def score(
         "memory_bytes": MEMORY,
     }
     settings = {
-        "samples": len(programs),
+        "samples": sum(map(len, programs.values())),
         "samples_sha256": samples_hash,
         "samples_of_unknown_tasks": unknown_tasks,
         "tasks_in_benchmark": len(problems),
@@ -201,47 +209,62 @@ def score(
             log.info("%s: already scored, reused.", out)
             out.with_name(f".{out.name}.journal").unlink(missing_ok=True)
             return found
-    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(programs)))
+    workers = min(workers or len(os.sched_getaffinity(0)), max(1, settings["samples"]))
     oracle = _oracle(benchmark, problems, data_hash, workers, list(without))
     keys = {
-        task: hashlib.sha256(json.dumps([benchmark, task, program, rules]).encode("utf-8", "surrogatepass")).hexdigest()
-        for task, program in programs.items()
+        (task, n): hashlib.sha256(
+            json.dumps([benchmark, task, program, rules]).encode("utf-8", "surrogatepass")
+        ).hexdigest()
+        for task, of in programs.items()
+        for n, program in enumerate(of)
     }
     journal = out.with_name(f".{out.name}.journal")
     with _journal(journal) as (done, write):
-        results = {task: done[key] for task, key in keys.items() if key in done}
-        todo = [
-            (task, {"program": programs[task]}, oracle[task])
-            for task in oracle
-            if task in programs and task not in results
-        ]
-        sandbox = done.get("sandbox", {})
-        for task, result in _judged(todo, workers, list(without), f"score {benchmark}", len(results)):
-            if task is None:
+        jobs = {}  # by key: samples of a task that are the same program are judged once
+        for task in oracle:
+            for n, program in enumerate(programs.get(task, ())):
+                if keys[task, n] not in done:
+                    name = f"{task} sample {n}" if n else task
+                    jobs.setdefault(keys[task, n], (name, {"program": program}, oracle[task]))
+        key_of, sandbox = {name: key for key, (name, _, _) in jobs.items()}, done.get("sandbox", {})
+        known = len({*keys.values()}) - len(jobs)
+        for name, result in judged(list(jobs.values()), workers, list(without), f"score {benchmark}", known):
+            if name is None:
                 sandbox = result
-                write("sandbox", result)
-            else:
-                results[task] = result
-                write(keys[task], result)
+            key = "sandbox" if name is None else key_of[name]
+            done[key] = result
+            write(key, result)
+        several = any(len(of) > 1 for of in programs.values())
+        verdicts = {task: [done[keys[task, n]] for n in range(len(programs[task]))] for task in tasks}
         ledger = {
             "benchmark": benchmark,
             "settings": settings,
             "sandbox": sandbox,
-            "tasks": {task: results[task] for task in tasks},
+            "tasks": verdicts if several else {task: of[0] for task, of in verdicts.items()},
         }
         write_json(out, ledger)
         journal.unlink()
-    counts = passes(ledger)
-    log.info("%s: %d/%d base, %d/%d plus.", out, counts["base"], counts["n"], counts["plus"], counts["n"])
+    found = passes(ledger)
+    log.info("%s: %d/%d base, %d/%d plus.", out, found["base"], found["n"], found["plus"], found["n"])
     return ledger
 
 
 def passes(ledger: dict) -> dict[str, int]:
-    """How many tasks there are, pass the base tests, and pass both the base and the plus tests (EvalPlus's `+`)."""
-    tasks = ledger["tasks"].values()
-    base = [t["base"] == "pass" for t in tasks]
-    plus = [t["base"] == t["plus"] == "pass" for t in tasks]
-    return {"n": len(base), "base": sum(base), "plus": sum(plus)}
+    """How many programs there are, pass the base tests, and pass both the base and the plus tests (EvalPlus's `+`)."""
+    counted = {part: stats.counts(ledger, part).values() for part in PARTS}
+    return {"n": sum(n for _, n in counted["base"]), **{part: sum(c for c, _ in of) for part, of in counted.items()}}
+
+
+def passes_at(ledger: dict) -> Iterator[str]:
+    """A ledger of several samples in words: pass@1, 10 and 100 as far as each task has as many. None for one sample."""
+    most = min(n for _, n in stats.counts(ledger, "base").values())
+    for k in (k for k in (1, 10, 100) if 1 < most >= k):
+        rates = []
+        for part in PARTS:
+            values = list(stats.pass_at(stats.counts(ledger, part), k).values())
+            low, high = stats.interval(values, most / k)
+            rates.append(f"{part} {100 * sum(values) / len(values):.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+        yield f"pass@{k} over {len(values)} tasks, in percent: {', '.join(rates)}"
 
 
 @contextlib.contextmanager
@@ -292,7 +315,7 @@ def _oracle(
         program = problem["prompt"] + problem["canonical_solution"]
         todo.append((task, {"program": program, "record": True}, json.dumps(line).encode()))
     lines, slow, given = {}, {}, {task: line for task, _, line in todo}
-    for task, result in _judged(todo, workers, without, f"reference {benchmark}", 0):
+    for task, result in judged(todo, workers, without, f"reference {benchmark}", 0):
         if task is None:
             continue
         if "error" in result:
@@ -309,132 +332,3 @@ def _oracle(
         spot.write_bytes(b"\n".join([json.dumps(order).encode(), *[lines[task] for task in order]]) + b"\n")
         spot.chmod(0o600)  # not for a program that runs as another user
     return {task: lines[task] for task in order}
-
-
-Job = tuple[str, dict, bytes]
-
-
-def _judged(
-    jobs: list[Job], workers: int, without: list[str], title: str, before: int
-) -> Iterator[tuple[str | None, dict]]:
-    """Results as judges finish them; once, under the name None, the sandbox's layers. A progress bar meanwhile."""
-    from tqdm import tqdm
-
-    if not jobs:
-        return
-    todo: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[str | None, Any]] = queue.SimpleQueue()
-    for job in jobs:
-        todo.put(job)
-    stop, judges = threading.Event(), []
-    threads = [
-        threading.Thread(target=_serve, args=(todo, done, stop, judges, without), daemon=True)
-        for _ in range(min(workers, len(jobs)))
-    ]
-    for thread in threads:
-        thread.start()
-    left, layers = len(jobs), None
-    try:
-        with tqdm(total=before + left, initial=before, desc=title, unit=" tasks", mininterval=1) as bar:
-            while left:
-                task, result = done.get()
-                if isinstance(result, BaseException):
-                    raise result
-                if task is None:
-                    layers, told = result, layers
-                    if told is None:
-                        yield None, result
-                    continue
-                left -= 1
-                bar.update()
-                yield task, result
-    finally:
-        stop.set()
-        for judge in judges if left else ():  # interrupted: do not wait for the programs that run
-            judge.process.kill()
-        for thread in threads:
-            thread.join()
-
-
-def _serve(
-    todo: queue.SimpleQueue, done: queue.SimpleQueue, stop: threading.Event, judges: list[_Judge], without: list[str]
-) -> None:
-    """One worker: a judge, and another when it dies."""
-    judge = None
-    try:
-        while not stop.is_set():
-            try:
-                task, header, oracle = todo.get_nowait()
-            except queue.Empty:
-                return
-            for _ in range(2):
-                if judge is None:
-                    judge = _Judge(without)
-                    judges.append(judge)
-                    done.put((None, judge.layers))
-                result = judge.ask(header, oracle)
-                if result is None and stop.is_set():
-                    return
-                if result is None:  # it hung or died: over this answer, unless another judge does not
-                    judge.close()
-                    judge = None
-                elif "broken" not in result:
-                    break
-            if result is None:
-                why = "killed: the answer could not be compared"
-                result = {"base": "fail", "plus": "fail", "reason": why, "seconds": 0.0}
-                result = {"error": why} if header.get("record") else result
-            if "broken" in result:
-                raise RuntimeError(f"sandbox: a program's process cannot be set up ({result['broken']})")
-            done.put((task, result))
-    except BaseException as e:
-        done.put((None, e))
-    finally:
-        if judge:
-            judge.close()
-
-
-class _Judge:
-    """The caller's end of a judge process."""
-
-    def __init__(self, without: list[str]) -> None:
-        root = str(Path(__file__).resolve().parents[1])
-        keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "TMPDIR", "LANG")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "treediff.judge", json.dumps(without), str(judging.GIVE_UP)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**keep, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
-        hello = self.process.stdout.readline()
-        if not hello:
-            self.close()
-            raise RuntimeError("score: the judge did not start; its message is above.")
-        self.layers: dict[str, str] = json.loads(hello)
-
-    def ask(self, header: dict, oracle: bytes) -> dict | None:
-        """The judge's result, or None if it died or hung."""
-        seconds = 7200.0 if header.get("record") else 4 * PATIENCE * MOST_SECONDS
-        watch = threading.Timer(seconds, self.process.kill)
-        watch.daemon = True
-        watch.start()
-        try:
-            self.process.stdin.write(json.dumps(header).encode() + b"\n" + oracle + b"\n")
-            self.process.stdin.flush()
-            return json.loads(self.process.stdout.readline())
-        except (OSError, ValueError):
-            return None
-        finally:
-            watch.cancel()
-
-    def close(self) -> None:
-        """End the judge; its sandbox ends with it."""
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process.stdout.close()

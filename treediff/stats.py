@@ -5,8 +5,8 @@
     recover("36.6", 164)                              # [60]; none: a misprint
     mcnemar_range(60, 53, 164)["p_min"]               # the least p that those marginal counts allow
 
-scipy does the mathematics, these functions arrange it. Pass vectors are `{task id: 0 or 1}`; every difference is
-second minus first. A test's p is two-sided.
+scipy does the mathematics, these functions arrange it. Pass vectors are `{task id: 0 or 1}`, or the share of a task's
+samples that pass (a Fraction) where it has several; every difference is second minus first. A test's p is two-sided.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
 
 from treediff.config import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LEVEL = 0.95
 """Confidence level of every interval."""
@@ -33,36 +37,75 @@ def wilson(k: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     return float(ci.low), float(ci.high)
 
 
-def rate(k: int, n: int) -> dict[str, Any]:
-    """A table's cell: counts, percentage, and its Wilson interval in percent."""
-    low, high = wilson(k, n)
-    return {"k": k, "n": n, "percent": 100 * k / n, "low": 100 * low, "high": 100 * high}
+def samples(entry: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The verdicts of a task's samples from its entry in a ledger: one verdict, or a list of them."""
+    return [entry] if isinstance(entry, Mapping) else entry
 
 
-def pass_at_k(samples: Sequence[int], correct: Sequence[int], k: int) -> float:
-    """The unbiased pass@k, mean over tasks: the chance that `k` of a task's samples drawn at random hold a correct one.
+def counts(ledger: Mapping[str, Any], part: str) -> dict[str, tuple[int, int]]:
+    """By task, how many of its samples pass, and how many it has. `part`: `base`, or `plus` (passes both, as EvalPlus
+    counts it)."""
+    parts = ("base",) if part == "base" else ("base", "plus")
+    passes = {task: [all(v[p] == "pass" for p in parts) for v in samples(e)] for task, e in ledger["tasks"].items()}
+    return {task: (sum(p), len(p)) for task, p in passes.items()}
+
+
+def passed(ledger: Mapping[str, Any], part: str) -> dict[str, int | Fraction]:
+    """The pass vector of a ledger for `counts`: 0 or 1 by task, or the share of its samples where it has several."""
+    return {task: c if n == 1 else Fraction(c, n) for task, (c, n) in counts(ledger, part).items()}
+
+
+SAMPLES = (
+    "Each task has several samples. They are no further tasks: a task counts with the share of its samples that pass "
+    "(for pass@k with the unbiased estimate from them), and tasks are the independent units. The interval is Wilson's "
+    "for as many tasks as would give the same standard error: no fewer than there are, as if a task's samples were all "
+    "alike, and no more than samples / k. Two runs are compared by the tasks' differences: the test is the exact "
+    "sign-flip test (were both equally likely to solve each task, each difference were as likely with either sign), "
+    "which is McNemar's where there is one sample."
+)
+"""The model behind figures of several samples per task, to print beside them."""
+
+
+def pass_at(counted: Mapping[str, tuple[int, int]], k: int) -> dict[str, float]:
+    """The unbiased pass@k by task: the chance that `k` of its samples, drawn at random, hold a correct one.
 
     Chen et al. 2021: 1 - C(n-c, k) / C(n, k), here as the hypergeometric distribution's chance of at least one.
     """
-    import numpy as np
     from scipy.stats import hypergeom
 
-    n, c = np.asarray(samples), np.asarray(correct)
-    if (n < k).any():
-        raise UserError(f"k: pass@{k} needs {k} samples of each task; one has {n.min()}.")
-    return float(np.mean(hypergeom.sf(0, n, c, k)))
+    few = min(n for _, n in counted.values())
+    if few < k:
+        raise UserError(f"k: pass@{k} needs {k} samples of each task; one has {few}.")
+    c, n = zip(*counted.values(), strict=True)
+    return dict(zip(counted, hypergeom.sf(0, n, c, k).tolist(), strict=True))
 
 
-def passed(ledger: Mapping[str, Any], part: str) -> dict[str, int]:
-    """The pass vector of a ledger: `base`, or `plus` (passes both, as EvalPlus counts it)."""
-    parts = ("base",) if part == "base" else ("base", "plus")
-    return {task: int(all(row[p] == "pass" for p in parts)) for task, row in ledger["tasks"].items()}
+def interval(values: Iterable[float | Fraction], most: float = 1.0, level: float = LEVEL) -> tuple[float, float]:
+    """Interval of the mean of tasks' values in 0..1, each from several samples; `SAMPLES` is the model.
+
+    `most`: independent draws that a task's value rests on at most (samples / k for pass@k). With 0s and 1s alone it is
+    Wilson's interval.
+    """
+    from scipy.stats import norm
+
+    x = [float(v) for v in values]
+    n, p = len(x), sum(x) / len(x)
+    spread = sum((v - p) ** 2 for v in x) / max(1, n - 1)
+    if spread > 0:
+        size = n * min(max(p * (1 - p) / spread, 1.0), max(most, 1.0))
+    else:  # all alike: at 0 or 1 nothing shows that a task's samples differ
+        size = n * (max(most, 1.0) if 0 < p < 1 else 1.0)
+    z2 = float(norm.ppf((1 + level) / 2)) ** 2
+    middle, half = p + z2 / (2 * size), math.sqrt(z2 * p * (1 - p) / size + (z2 / (2 * size)) ** 2)
+    return max(0.0, (middle - half) / (1 + z2 / size)), min(1.0, (middle + half) / (1 + z2 / size))
 
 
 # --- two runs -------------------------------------------------------------------------------------------------------
 
+Passes = Mapping[str, int | Fraction]
 
-def paired(a: Mapping[str, int], b: Mapping[str, int]) -> list[tuple[int, int]]:
+
+def paired(a: Passes, b: Passes) -> list[tuple[int | Fraction, int | Fraction]]:
     """The two runs' results task by task. Raises UserError if they are not of the same tasks."""
     if a.keys() != b.keys():
         odd = sorted(a.keys() ^ b.keys())
@@ -79,32 +122,36 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
 
 
-def compare(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, Any]:
-    """Two runs task by task: the counts, the difference of the pass rates, its interval and McNemar's p."""
+def compare(a: Passes, b: Passes) -> dict[str, Any]:
+    """Two runs task by task: the counts, the difference of the pass rates, its interval and the exact test's p.
+
+    `only_a`, `only_b`: tasks that only this run passes, or of which it passes the greater share; `both` and `neither`:
+    those on which they agree, on more than nothing and on nothing. p: McNemar's, or the sign-flip test of `SAMPLES`.
+    """
     pairs = paired(a, b)
     low, high = bootstrap(a, b)
-    only_a, only_b = pairs.count((1, 0)), pairs.count((0, 1))
+    only_a, only_b = sum(x > y for x, y in pairs), sum(y > x for x, y in pairs)
     return {
         "n": len(pairs),
-        "both": pairs.count((1, 1)),
+        "both": sum(x == y > 0 for x, y in pairs),
         "only_a": only_a,
         "only_b": only_b,
-        "neither": pairs.count((0, 0)),
-        "difference": (only_b - only_a) / len(pairs),
+        "neither": sum(x == y == 0 for x, y in pairs),
+        "difference": float(sum(y - x for x, y in pairs) / len(pairs)),
         "low": low,
         "high": high,
-        "p": mcnemar(only_a, only_b),
+        "p": mcnemar(only_a, only_b) if all(v in (0, 1) for pair in pairs for v in pair) else sign_flip(pairs),
     }
 
 
 def bootstrap(
-    a: Mapping[str, int], b: Mapping[str, int], level: float = LEVEL, resamples: int = 10_000, seed: int = 0
+    a: Passes, b: Passes, level: float = LEVEL, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
     """Interval of the difference of pass rates: percentile bootstrap over tasks, each with both its results."""
     import numpy as np
     from scipy.stats import bootstrap
 
-    d = np.array([y - x for x, y in paired(a, b)], dtype=float)
+    d = np.array([float(y - x) for x, y in paired(a, b)])
     ci = bootstrap(
         (d,), np.mean, confidence_level=level, n_resamples=resamples, method="percentile", rng=seed, batch=1000
     ).confidence_interval
@@ -126,16 +173,19 @@ POOLING = (
     "Runs crossed with tasks: a result is the task's difficulty, the strategy, the run's seed and chance. The "
     "difference is that of the means over runs and tasks. Its interval resamples tasks (the same ones for both "
     "strategies) and, independently, the runs of each strategy (Owen's pigeonhole bootstrap, which errs on the wide "
-    "side). Its p is the exact sign-flip test on the tasks' mean differences, which are the independent units: it "
-    "speaks of these runs on further tasks, and equals McNemar's with one run each. With one run of a strategy its "
-    "seed's share of the variance is unknown and not in the interval."
+    "side). Two tests, because there are two questions. p, tasks: the exact sign-flip test on the tasks' mean "
+    "differences, tasks being the independent units; it speaks of these runs on further tasks, and equals McNemar's "
+    "with one run each. p, seeds: Welch's t-test on the runs' scores; it speaks of further seeds on these tasks, and "
+    "needs two runs of each strategy. A difference is claimed only where p, tasks, adjusted by Holm's procedure, is "
+    "below 0.05 and the interval, which holds both sources of chance, leaves out zero. With one run of a strategy its "
+    "seed's share of the variance is unknown and not in the interval. Several samples of a task are averaged first."
 )
 """The model behind `pooled`, to print beside its figures."""
 
 
 def pooled(
-    a: Sequence[Mapping[str, int]],
-    b: Sequence[Mapping[str, int]],
+    a: Sequence[Passes],
+    b: Sequence[Passes],
     level: float = LEVEL,
     resamples: int = 10_000,
     seed: int = 0,
@@ -147,30 +197,71 @@ def pooled(
     for run in [*a, *b]:
         paired(a[0], run)
     x, y = (np.array([[run[t] for t in tasks] for run in runs], dtype=float) for runs in (a, b))
-    rng, n = np.random.default_rng(seed), len(tasks)
-    task_weights = rng.multinomial(n, [1 / n] * n, size=resamples) / n
-    means = []
-    for runs in (x, y):
-        run_weights = rng.multinomial(len(runs), [1 / len(runs)] * len(runs), size=resamples) / len(runs)
-        means.append(np.einsum("rs,st,rt->r", run_weights, runs, task_weights, optimize=True))
+    means = _crossed([x, y], resamples, seed)
     low, high = np.quantile(means[1] - means[0], [(1 - level) / 2, (1 + level) / 2])
-    # The tasks' differences as whole numbers, in units of 1 / (runs of a x runs of b).
-    steps = np.rint(y.sum(0) * len(x) - x.sum(0) * len(y)).astype(int)
+    pairs = [tuple(sum((r[t] for r in runs), Fraction(0)) / len(runs) for runs in (a, b)) for t in tasks]
+    scores = [runs.mean(1) for runs in (x, y)]
     return {
         "runs": [len(x), len(y)],
-        "n": n,
+        "n": len(tasks),
         "difference": float(y.mean() - x.mean()),
         "low": float(low),
         "high": float(high),
-        "p": _sign_flip(steps.tolist()),
+        "p": sign_flip(pairs),
+        "p_seeds": _welch(*scores),
     }
 
 
-def _sign_flip(steps: Iterable[int]) -> float:
-    """P(|sum of steps under random signs| >= |their sum|), exactly: the sum's distribution, one step after another."""
+def pooled_rate(runs: Sequence[Passes], level: float = LEVEL, resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
+    """The pass rate of one strategy over its runs: each run's, their mean, its interval, and their sd (all shares)."""
     import numpy as np
 
-    steps = [abs(s) * (1 if s > 0 else -1) for s in steps if s]
+    for run in runs:
+        paired(runs[0], run)
+    x = np.array([[float(run[t]) for t in runs[0]] for run in runs])
+    low, high = np.quantile(_crossed([x], resamples, seed)[0], [(1 - level) / 2, (1 + level) / 2])
+    each = x.mean(1)
+    sd = float(each.std(ddof=1)) if len(each) > 1 else None
+    return {"rates": each.tolist(), "mean": float(each.mean()), "low": float(low), "high": float(high), "sd": sd}
+
+
+def _crossed(strategies: Sequence[np.ndarray], resamples: int, seed: int) -> list[np.ndarray]:
+    """Means (resamples,) of each strategy's results (runs, tasks), tasks and runs resampled independently."""
+    import numpy as np
+
+    rng, n = np.random.default_rng(seed), strategies[0].shape[1]
+    task_weights = rng.multinomial(n, [1 / n] * n, size=resamples) / n
+    means = []
+    for runs in strategies:
+        run_weights = rng.multinomial(len(runs), [1 / len(runs)] * len(runs), size=resamples) / len(runs)
+        means.append(np.einsum("rs,st,rt->r", run_weights, runs, task_weights, optimize=True))
+    return means
+
+
+def _welch(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """p of Welch's t-test on the scores of the two strategies' runs; None where one has a single run."""
+    from scipy.stats import ttest_ind
+
+    if min(len(x), len(y)) < 2:
+        return None
+    if max(max(s) - min(s) for s in (x, y)) < 1e-12:  # no spread at all: nothing to measure the difference by
+        return None
+    return float(ttest_ind(x, y, equal_var=False).pvalue)
+
+
+def sign_flip(pairs: Iterable[tuple[int | Fraction, int | Fraction]]) -> float:
+    """The exact sign-flip test: P(|sum of differences under random signs| >= |their sum|).
+
+    The sum's distribution is built one difference after another, in whole multiples of their common unit.
+    """
+    import numpy as np
+
+    differences = [d for x, y in pairs if (d := Fraction(y) - Fraction(x))]
+    unit = math.lcm(*(d.denominator for d in differences))
+    steps = [int(d * unit) for d in differences]
+    if steps:
+        divisor = math.gcd(*steps)
+        steps = [s // divisor for s in steps]
     reach = sum(map(abs, steps))
     chance = np.zeros(2 * reach + 1)  # of the sum being index - reach
     chance[reach] = 1.0

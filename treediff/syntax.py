@@ -206,6 +206,7 @@ class Grammar:
     tier_of_kind: np.ndarray  # uint8, the last entry for ERROR nodes, whose id is not theirs
     paints: np.ndarray  # bool: the kinds whose nodes own bytes, tiered ones and ERROR
     comments: np.ndarray  # bool
+    names: np.ndarray  # bool: some kind of identifier
     bodies: dict[int, int]  # id of the field up to which a header reaches
     marks: bytes  # by byte: 1 for punctuation
 
@@ -262,6 +263,8 @@ def grammar(language: str = "python") -> Grammar:
     paints = tier_of_kind > 0
     paints[-1] = True
     comments = np.zeros_like(paints)
+    names = np.zeros_like(paints)
+    names[[i for name, every in kinds.items() if name.endswith("identifier") for i in every]] = True
     for name in table.comments.split():
         comments[ids(name)] = True
     bodies = {}
@@ -272,7 +275,7 @@ def grammar(language: str = "python") -> Grammar:
             raise UserError(f"language: {language}'s table lists the field {entry!r}, which its grammar does not know.")
         bodies |= dict.fromkeys(ids(name), number)
     marks = bytes(byte in table.punctuation for byte in range(256))
-    return Grammar(table, Parser(lang), tier_of_kind, paints, comments, bodies, marks)
+    return Grammar(table, Parser(lang), tier_of_kind, paints, comments, names, bodies, marks)
 
 
 def _table(language: str) -> Table:
@@ -447,6 +450,27 @@ def node_spans(parsed: Parsed, tiered_only: bool = False) -> np.ndarray:
     spans = np.empty((len(nodes.kind), 3), np.int32)
     spans[:, 0], spans[:, 1], spans[:, 2] = nodes.start, nodes.end, parsed.grammar.tier_of_kind[nodes.kind]
     return spans[1:][spans[1:, 2] > 0] if tiered_only else spans[1:]
+
+
+def name_spans(parsed: Parsed) -> np.ndarray:
+    """Every occurrence of a name: int32 (n, 3) of start byte, end byte, the name's number in order of appearance.
+
+    Names are the leaves that the grammar calls some kind of identifier; the same text is the same name.
+    """
+    g, nodes = parsed.grammar, parsed.nodes
+    leaf = np.append(nodes.start[1:] >= nodes.end[:-1], True)
+    at = np.flatnonzero(g.names[nodes.kind] & leaf & (nodes.end > nodes.start))
+    spans = list(zip(nodes.start[at].tolist(), nodes.end[at].tolist(), strict=True))
+    number: dict[bytes, int] = {}
+    out = [(a, b, number.setdefault(parsed.source[a:b], len(number))) for a, b in spans]
+    return np.array(out, np.int32).reshape(-1, 3)
+
+
+def line_spans(source: bytes) -> np.ndarray:
+    """Every line: int32 (n, 3) of start byte, end byte (its newline included), line number from 0."""
+    starts = np.flatnonzero(np.frombuffer(b"\n" + source, np.uint8) == ord("\n"))
+    starts = starts[starts < len(source)]
+    return np.column_stack([starts, np.append(starts, len(source))[1:], np.arange(len(starts))]).astype(np.int32)
 
 
 def error_bytes(parsed: Parsed) -> int:

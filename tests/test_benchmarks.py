@@ -1,0 +1,39 @@
+"""The sampling benchmarks run, at their smallest, and their records add up."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(name: str, *args: str) -> str:
+    command = [sys.executable, str(FOLDER / name), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+
+
+def test_gpu_sample_at_the_tiny_scale(tmp_path):
+    out = tmp_path / "r.json"
+    args = ("--scale", "tiny", "--lengths", "32", "--batches", "1", "2", "--block", "8", "--blocks", "1")
+    run("gpu_sample.py", *args, "--out", str(out))
+    found = json.loads(out.read_text())
+    assert found["versions"]["torch"]
+    assert found["rates"]["flop_per_s"] > 0
+    assert len(found["records"]) == 2 * 6
+    for r in found["records"]:
+        assert r["floor_ms"] == max(r["compute_ms"], r["memory_ms"]) > 0
+        assert r["ratio"] == pytest.approx(r["ms_per_step"] / r["floor_ms"])
+    exact, dual = (next(r for r in found["records"] if r["mode"] == m) for m in ("exact", "dual cache"))
+    assert dual["tflop"] < exact["tflop"]
+
+
+def test_sampling_agrees_with_the_literal_loop(tmp_path):
+    out = tmp_path / "r.json"
+    sizes = ("--d_model", "32", "--n_layers", "1", "--length", "32", "--prompt", "8", "--rounds", "1")
+    run("sampling.py", *sizes, "--out", str(out))
+    records = {r["mode"]: r for r in json.loads(out.read_text())["records"]}
+    assert records["literal"]["same_answers"] == 1
+    assert records["literal"]["forwards"] == records["exact"]["forwards"] == 32

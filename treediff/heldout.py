@@ -1,0 +1,128 @@
+"""Held-out denoising: how well the network in training restores rows it never sees, by tier and noise level.
+
+    records = rows(cfg)                                   # the same rows for every masking and seed
+    Evaluation(cfg, records, eos, mask).run(engine, rank, world, device)
+
+Rows are masked uniformly at fixed levels, whatever the run's own masking and seed, so that runs can be set side by
+side. Evaluating draws no random number and touches no state of the training: its bits are the same with and without.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from treediff import batch, masking, tokens
+from treediff.config import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+LEVELS = (0.25, 0.5, 0.75)
+"""Noise levels: at each, exactly that share of a row's answer tokens is masked."""
+
+_DATA_SEED = 77_001  # of the choice of rows: one set for all runs of a preset
+_MASK_SEED = 77_002
+
+
+def source(cfg: Config) -> Config:
+    """The switches of the data set that held-out rows are taken from: more than are wanted, by a choice of its own."""
+    base = cfg.with_masking("base")  # a tokenizer made on the spot is made of the backbone's rows: they must not change
+    pretrain = {**cfg.pretrain, "rows": base.rows, "data_seed": base.data_seed}
+    return cfg.but(rows=4 * cfg.eval_rows, data_seed=_DATA_SEED, pretrain=pretrain)
+
+
+def rows(cfg: Config) -> list[dict[str, Any]]:
+    """`eval_rows` encoded rows (fewer if there are no more) that neither this run nor its backbone is trained on."""
+    from treediff import prepare
+
+    if not (cfg.eval_every and cfg.eval_rows):
+        return []
+    trained = [cfg.with_masking("base"), cfg] if cfg.backbone == "pretrain" else [cfg]
+    seen: set[int] = set()
+    for run in trained:
+        seen |= set(prepare.prepared(run).with_format("numpy")["uid"][:].tolist())
+    data = prepare.prepared(source(cfg))
+    uids = np.asarray(data["uid"][:], np.int64)
+    fresh = [i for i, uid in enumerate(uids.tolist()) if uid not in seen]
+    return [data[i] for i in fresh[: cfg.eval_rows]]
+
+
+class Evaluation:
+    """Fixed rows under fixed masks, in forward passes of the run's micro-batch."""
+
+    def __init__(self, cfg: Config, records: list[dict[str, Any]], eos: int, mask: int):
+        self.micros: list[tuple[int, batch.Micro]] = []  # level, forward pass
+        records = sorted(records, key=lambda r: len(r["input_ids"]))  # less padding
+        for start in range(0, len(records), cfg.micro_batch):
+            some = records[start : start + cfg.micro_batch]
+            ids, labels, seen = batch.padded(some, eos, cfg.eos_padding)
+            # Only what the rows hold is scored: no EOS.
+            answer = labels != tokens.PROMPT
+            for i, r in enumerate(some):
+                answer[i, len(r["input_ids"]) :] = False
+            uid = torch.tensor([int(r["uid"]) for r in some])
+            draws = masking.uniform(_MASK_SEED, uid, 0, masking.TOKENS, ids.shape[1])
+            keys = torch.where(answer, draws, torch.inf)
+            for number, level in enumerate(LEVELS):
+                chosen = masking.take(keys, torch.ceil(level * answer.sum(1)).long())
+                weight = torch.zeros(ids.shape)
+                bucket = torch.full((len(some),), number)
+                made = batch.micro(masking.apply_mask(ids, chosen, mask), ids, chosen, weight, bucket, labels, seen)
+                self.micros.append((number, made))
+
+    def run(
+        self, net: nn.Module, rank: int, world: int, device: torch.device, beat: Callable[[], None]
+    ) -> dict[str, Any]:
+        """Accuracy and cross-entropy over all ranks' shares. Every rank makes as many forward passes as the others."""
+        # [right, cross-entropy, tokens] by level and label.
+        sums = torch.zeros(3, len(LEVELS), len(tokens.LABELS), dtype=torch.float64, device=device)
+        was = net.training
+        net.eval()
+        with torch.no_grad():
+            for start in range(0, len(self.micros), world):
+                number, made = self.micros[min(start + rank, len(self.micros) - 1)]
+                m = made.map(lambda t: t.to(device))
+                right, ce = net(m.noisy, m.places, m.targets, None, m.seen)
+                if start + rank < len(self.micros):
+                    for row, value in enumerate((right.double(), ce.double(), torch.ones_like(ce).double())):
+                        sums[row, number].index_add_(0, m.label, value)
+                beat()
+        net.train(was)
+        torch.distributed.all_reduce(sums)
+        return _record(sums.cpu())
+
+
+def _record(sums: torch.Tensor) -> dict[str, Any]:
+    right, ce, n = sums
+    by_label = {
+        label: round(float(right[:, i].sum() / n[:, i].sum()), 5)
+        for i, label in enumerate(tokens.LABELS)
+        if n[:, i].sum()
+    }
+    return {
+        "accuracy": round(float(right.sum() / n.sum()), 5),
+        "accuracy_by_label": by_label,
+        "accuracy_by_level": {
+            f"{level:g}": {
+                label: round(float(right[row, i] / n[row, i]), 5) for i, label in enumerate(tokens.LABELS) if n[row, i]
+            }
+            for row, level in enumerate(LEVELS)
+        },
+        "loss": round(float(ce.sum() / n.sum()), 6),
+        "tokens": {label: int(n[:, i].sum()) for i, label in enumerate(tokens.LABELS) if n[:, i].sum()},
+    }
+
+
+def write(path: Path, step: int, record: dict[str, Any]) -> dict[str, Any]:
+    """Append the evaluation after `step` optimiser steps to evals.jsonl."""
+    line = {"step": step, **record}
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    return line
