@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pytest
 
 from treediff import corpus, plots, syntax, tokens
 from treediff.config import resolve
@@ -102,3 +103,16 @@ def test_the_slider_redraws_its_figure_in_a_kernel_and_stays_without_one(tmp_pat
         return shown["data"]["image/png"]
 
     assert picture(made, "slider.value = 0.75") == picture(made.replace("0.25", "0.75")) != picture(made)
+
+
+@pytest.mark.parametrize(
+    "code", ["(" * 10_000 + ")" * 10_000, f"x = [{'1, ' * 10_000}]\n", "def f(a): return a\n" * 2000]
+)
+def test_a_large_tree_is_drawn_in_part_and_says_so(code):
+    figure = plots.tree(syntax.parse(code.encode()))
+    assert max(figure.get_size_inches()) < 70
+    words = [t.get_text() for t in figure.axes[0].texts]
+    assert len(words) <= 90
+    assert any(w.endswith("\n…") for w in words)
+    small = plots.tree(syntax.parse(b"def f(a):\n    return 'x'\n"))
+    assert not any(t.get_text().endswith("\n…") for t in small.axes[0].texts)

@@ -144,8 +144,9 @@ def source(text: str, starts: np.ndarray, labels: np.ndarray, title: str = "") -
     return figure
 
 
-def tree(parsed: Parsed, node: Any = None, most: int = 90) -> Figure:
-    """The syntax tree of `node` (the whole source by default) drawn as a tree, nodes coloured by their own tier."""
+def tree(parsed: Parsed, node: Any = None, most: int = 90, deepest: int = 24) -> Figure:
+    """The syntax tree of `node` (the whole source by default) drawn as a tree, nodes coloured by their own tier: the
+    first `most` nodes down to the level `deepest`. A node that has more below it than is drawn ends in an ellipsis."""
     from matplotlib.figure import Figure
 
     from treediff.syntax import TIERS
@@ -153,17 +154,24 @@ def tree(parsed: Parsed, node: Any = None, most: int = 90) -> Figure:
     g = parsed.grammar
     places: dict[int, tuple[float, int]] = {}
     drawn: list[tuple[Any, int | None]] = []
+    cut: set[int] = set()  # nodes of which not all is drawn
     leaves = 0
+
+    def whole(n: Any) -> bool:
+        """Whether a node is drawn as its text."""
+        return n.child_count == 0 or "string" in n.type or "comment" in n.type
 
     def place(n: Any, depth: int, above: int | None) -> float:
         nonlocal leaves
         drawn.append((n, above))
         # Punctuation belongs to the tree that tree-sitter builds, but not to a picture of it.
-        inner = [] if len(drawn) > most else [c for c in n.children if c.is_named or c.text[:1].isalpha()]
-        if n.type in ("string", "comment"):
-            inner = []
-        if inner:
-            x = float(np.mean([place(c, depth + 1, n.id) for c in inner]))
+        inner = [] if whole(n) else [c for c in n.children if c.is_named or c.text[:1].isalpha()]
+        # One after the other, because each draws what is below it.
+        below = [place(c, depth + 1, n.id) for c in inner if len(drawn) < most and depth < deepest]
+        if len(below) < len(inner):
+            cut.add(n.id)
+        if below:
+            x = float(np.mean(below))
         else:
             x, leaves = float(leaves), leaves + 1
         places[n.id] = (x, depth)
@@ -183,11 +191,11 @@ def tree(parsed: Parsed, node: Any = None, most: int = 90) -> Figure:
         if not n.is_named and above is not None:  # a keyword takes the tier of the node that it begins
             tier = tier_of[above]
         tier_of[n.id] = tier
-        if n.child_count == 0 or n.type in ("string", "comment"):
+        if whole(n):
             label = n.text.decode(errors="replace").split("\n")[0]
             label = label if len(label) < 14 else label[:12] + "…"
         else:
-            label = n.type.replace("_", "\n")
+            label = n.type.replace("_", "\n") + ("\n…" if n.id in cut else "")
         ax.text(
             x,
             -d,
