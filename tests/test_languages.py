@@ -89,8 +89,8 @@ class TestRealFiles:
         assert len(distinct) >= 4
 
 
-# A construct, and the tier of words in it (each where it first stands as a word). `S` skeleton, `D` data, `C` condition,
-# `K` control, `-` default.
+# A construct, and the tier of words in it (each where it first stands as a word). `S` skeleton, `D` data,
+# `C` condition, `K` control, `-` default.
 CASES = {
     "python": [
         ("import os\nx = f(1)  # why, [not]\n", "import S, x D, f D, 1 S, why -, [ -"),

@@ -56,13 +56,6 @@ def test_text_stands_in_its_box():
         assert extent.x1 <= box.x1 + 1.5
 
 
-def test_smoothing_ignores_what_is_missing():
-    values = np.array([np.nan, 1.0, 3.0, np.nan, 5.0])
-    got = plots._smooth(values, 2)
-    assert np.isnan(got[0])
-    assert got[1:].tolist() == [1.0, 2.0, 3.0, 5.0]
-
-
 def test_intervals_are_drawn_where_they_are():
     figure = plots.robustness({"base": {64: (50.0, 40.0, 62.0)}, "ast": {64: (70.0, 60.0, 80.0)}}, "pass@1")
     segments = [s for c in figure.axes[0].collections for s in c.get_segments()]

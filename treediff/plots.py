@@ -337,41 +337,6 @@ def run_lengths(lengths: Mapping[str, Sequence[int]], level: float) -> Figure:
     return figure
 
 
-def _smooth(values: np.ndarray, width: int) -> np.ndarray:
-    """Mean over the last `width` values that are there (nan where none is)."""
-    known = ~np.isnan(values)
-    total, count = np.cumsum(np.where(known, values, 0)), np.cumsum(known)
-    total[width:] -= total[:-width].copy()
-    count[width:] -= count[:-width].copy()
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def loss_curves(log: Sequence[Mapping[str, Any]], buckets: Sequence[float], title: str = "") -> Figure:
-    """The loss over training, raw and by noise bucket (smoothed), and the learning rate."""
-    figure, (left, right) = _axes(5.2, 3.6, 2)
-    steps = np.array([r["step"] for r in log])
-    left.plot(steps, [r["loss"] for r in log], color="#BBBBBB", lw=0.8, label="all masked tokens, raw")
-    width = max(5, len(steps) // 25)
-    shades = ["#F0E442", "#E69F00", "#D55E00", "#CC79A7", "#0072B2"]
-    for i in range(len(buckets) - 1):
-        values = np.array([r["loss_by_noise"][i] for r in log], float)
-        label = f"P in {buckets[i]:g} to {buckets[i + 1]:g}"
-        left.plot(steps, _smooth(values, width), color=shades[i], lw=1.8, label=label)
-    left.set_yscale("log")
-    left.set_xlabel("optimiser step")
-    left.set_ylabel("cross-entropy [nats per masked token]")
-    left.set_title(title, fontsize=10, loc="left")
-    left.legend(frameon=False, fontsize=7.5, ncols=2)
-    right.plot(steps, [r["lr"] for r in log], color=STRATEGY["random"])
-    right.set_xlabel("optimiser step")
-    right.set_ylabel("learning rate")
-    speed = right.twinx()
-    speed.plot(steps, [r["tokens_per_s"] for r in log], color=STRATEGY["ast"], lw=0.7, alpha=0.6)
-    speed.set_ylabel("tokens per second", color=STRATEGY["ast"])
-    speed.set_ylim(bottom=0)
-    return figure
-
-
 def trajectory(text: str, runs: Sequence[tuple[int, int]], committed_at: np.ndarray, steps: int, title: str) -> Figure:
     """An answer with each token's box coloured by the step at which it was committed (character runs)."""
     from matplotlib import colormaps

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 CHUNK = 16_000_000  # bytes of rows: what a kill can lose per process, and a process's memory, grow with it
 SHARD = 128_000_000  # bytes of a file of the finished data set
-_FORMAT = 2  # raise it when the same rows and switches give other bits
+_FORMAT = 3  # raise it when the same rows and switches give other bits
 
 
 def prepared(cfg: Config, out: Path | None = None) -> datasets.Dataset:
@@ -234,7 +234,8 @@ def _schema() -> pa.Schema:
     import pyarrow as pa
 
     own = {"id": pa.string(), "uid": pa.int64()}
-    own |= {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.uint8()), "spans": pa.list_(pa.int32())}
+    own |= {"labels": pa.list_(pa.uint8())}
+    own |= dict.fromkeys(("input_ids", "spans", "names", "lines"), pa.list_(pa.int32()))
     return pa.schema(own | dict.fromkeys(("row", "code_bytes", "error_bytes"), pa.int64()))
 
 
@@ -291,7 +292,7 @@ def _write(files: list[Path], chosen: np.ndarray, spot: Path, mark: str) -> Tall
     import datasets
     import pyarrow as pa
 
-    columns = ["id", "uid", "input_ids", "labels", "spans"]
+    columns = ["id", "uid", "input_ids", "labels", "spans", "names", "lines"]
     features = datasets.Features.from_arrow_schema(pa.schema([_schema().field(c) for c in columns]))
     tally, shards, writer, size = Tally(), [], None, 0
     for path in files:

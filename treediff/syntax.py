@@ -205,6 +205,7 @@ class Grammar:
     tier_of_kind: np.ndarray  # uint8, the last entry for ERROR nodes, whose id is not theirs
     paints: np.ndarray  # bool: the kinds whose nodes own bytes, tiered ones and ERROR
     comments: np.ndarray  # bool
+    names: np.ndarray  # bool: some kind of identifier
     bodies: dict[int, int]  # id of the field up to which a header reaches
     marks: bytes  # by byte: 1 for punctuation
 
@@ -261,6 +262,8 @@ def grammar(language: str = "python") -> Grammar:
     paints = tier_of_kind > 0
     paints[-1] = True
     comments = np.zeros_like(paints)
+    names = np.zeros_like(paints)
+    names[[i for name, every in kinds.items() if name.endswith("identifier") for i in every]] = True
     for name in table.comments.split():
         comments[ids(name)] = True
     bodies = {}
@@ -271,7 +274,7 @@ def grammar(language: str = "python") -> Grammar:
             raise UserError(f"language: {language}'s table lists the field {entry!r}, which its grammar does not know.")
         bodies |= dict.fromkeys(ids(name), number)
     marks = bytes(byte in table.punctuation for byte in range(256))
-    return Grammar(table, Parser(lang), tier_of_kind, paints, comments, bodies, marks)
+    return Grammar(table, Parser(lang), tier_of_kind, paints, comments, names, bodies, marks)
 
 
 def _table(language: str) -> Table:
@@ -447,10 +450,8 @@ def name_spans(parsed: Parsed) -> np.ndarray:
     Names are the leaves that the grammar calls some kind of identifier; the same text is the same name.
     """
     g, nodes = parsed.grammar, parsed.nodes
-    kinds = [g.parser.language.node_kind_for_id(i) or "" for i in range(len(g.tier_of_kind) - 1)]
-    name = np.array([kind.endswith("identifier") for kind in kinds] + [False])[nodes.kind]
     leaf = np.append(nodes.start[1:] >= nodes.end[:-1], True)
-    at = np.flatnonzero(name & leaf & (nodes.end > nodes.start))
+    at = np.flatnonzero(g.names[nodes.kind] & leaf & (nodes.end > nodes.start))
     spans = list(zip(nodes.start[at].tolist(), nodes.end[at].tolist(), strict=True))
     number: dict[bytes, int] = {}
     out = [(a, b, number.setdefault(parsed.source[a:b], len(number))) for a, b in spans]

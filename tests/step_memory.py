@@ -1,6 +1,6 @@
 """Counts the bytes of live tensors: `with Live() as live: ...; live.peak`. Run as a script it measures a training step.
 
-python tests/live.py PORT '[{"precision": "bf16", "flash": true, ...}, ...]'      # prints a list of peaks [bytes]
+python tests/step_memory.py PORT '[{"precision": "bf16", "flash": true, ...}, ...]'      # prints a list of peaks [bytes]
 """
 
 import gc
