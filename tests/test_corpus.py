@@ -1,12 +1,15 @@
 """Rows to encoded samples: what is kept, what is dropped for which reason, and what the labels say."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from treediff import corpus, tokens
-from treediff.config import UserError, resolve
+from treediff.config import resolve
 from treediff.corpus import Dropped
 
 GOOD = "<think>\nAdd them.\n</think>\n\nHere it is:\n```python\ndef f(a, b):\n    return a + b\n```\nDone."
@@ -48,6 +51,36 @@ def test_of_several_blocks_the_solution_or_the_last_one_is_the_program():
     assert corpus.example(row(two, solution="first = 1\n")).code == "first = 1"
 
 
+def test_a_row_with_half_a_character_is_dropped():
+    with pytest.raises(Dropped, match="not valid Unicode"):
+        corpus.example(row(json.loads('"<think>\\ud83d</think>\\n```python\\nx\\n```"')))
+
+
+@pytest.mark.parametrize(
+    ("language", "fence", "taken"),
+    [
+        ("python", "py", True),
+        ("python", "", True),
+        ("python", "js", False),
+        ("javascript", "JS", True),
+        ("cpp", "c++", True),
+        ("c", "cpp", False),
+        ("go", "golang", True),
+        ("zig", "zig", True),  # one that somebody adds
+        ("zig", "python", False),
+    ],
+)
+def test_fences_are_those_of_the_language(language, fence, taken):
+    output = f"<think>a</think>\n```{fence}\nx = 1\n```"
+    if not taken:
+        with pytest.raises(Dropped, match="no code block"):
+            corpus.example(row(output), language)
+        return
+    text, start, end = corpus.example(row(output), language).answer()
+    assert text[:start].endswith(f"\n```{language}\n")
+    assert text[start:end] == "x = 1"
+
+
 @pytest.fixture(scope="module")
 def tok(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bpe")
@@ -84,85 +117,85 @@ def test_overlong_rows_are_dropped_or_lose_reasoning_never_code(tok):
         corpus.encode(short.but(overlong="trim_reasoning", max_length=40), tok, ex)
 
 
+@pytest.fixture(scope="module", params=range(len(corpus._SPLITS)))
+def cutting(request, tmp_path_factory):
+    """A tokenizer that cuts texts as LLaDA's (Llama 3's, Qwen 2's) does, with long merges."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(corpus._SPLITS[request.param]), "isolated")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = list(tokens.SPECIAL_TOKENS)
+    bpe.train_from_iterator(
+        [Path(corpus.__file__).read_text(encoding="utf-8")],
+        trainers.BpeTrainer(vocab_size=3000, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    bos, eos, mask = special[:3]
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=bos, eos_token=eos, mask_token=mask)
+
+
+PIECES = [
+    "it's",
+    " I'll",
+    "don't ",
+    "    ",
+    "\n\n",
+    " a",
+    "word ",
+    "é",
+    "😀",
+    " 123",
+    "==",
+    "x y",
+    "\t",
+    "\r\n",
+    "'s t",
+    "_ b",
+]
+
+
+@given(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=6)), max_size=120), st.integers(1, 40))
+def test_a_text_is_called_too_long_only_if_it_is(cutting, parts, piece):
+    text = "".join(parts)
+    full = len(tokens.encode(cutting, text)[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "_PIECE", piece)
+        patch.setattr(corpus, "_WORTH", 0)
+        for room in {0, 1, full // 2, full - 1, full, full + 1} - {-1}:
+            assert not corpus.surely_longer(cutting, text, room) or full > room
+
+
+class Watched:
+    """A tokenizer that writes down what it is given."""
+
+    def __init__(self, backend):
+        self.backend, self.seen, self.backend_tokenizer = backend, [], self
+
+    def encode(self, text, **how):
+        self.seen.append(text)
+        return self.backend.encode(text, **how)
+
+    def __getattr__(self, name):
+        return getattr(self.backend, name)
+
+
+def test_a_long_text_is_refused_without_being_read_to_its_end(cutting, tok):
+    text = "two words and it's more, " * 4000
+    watched = Watched(cutting.backend_tokenizer)
+    assert corpus.surely_longer(watched, text, 1000)
+    assert 1000 < len("".join(watched.seen)) < len(text) / 4
+    assert not corpus.surely_longer(cutting, text, len(text))
+    assert not corpus.surely_longer(tok, text, 1000)  # a tokenizer of which it is not known where it cuts
+
+
 def test_a_mask_token_in_the_prompt_is_dropped(tok):
     with pytest.raises(Dropped, match="mask token"):
         corpus.encode(resolve("paper"), tok, corpus.example(row(input="What is <|mdm_mask|>?")))
-
-
-def prepare(path, tok, **switches):
-    return resolve("paper", data=str(path), tokenizer=tok.name_or_path, rows=0, **switches)
-
-
-def test_prepare_counts_and_reopens(tok, runs, tmp_path):
-    rows = [row(), row("<think>a</think> words"), row(GOOD.replace("a + b", "a - b")), row("x")]
-    (tmp_path / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    cfg = prepare(tmp_path / "d.jsonl", tok)
-    stats = corpus.stats(cfg)
-    assert stats["rows"] == {"read": 4, "kept": 2, "dropped": {"no code block": 1, "no <think>": 1}}
-    data = corpus.prepared(cfg)
-    assert sum(stats["tokens"].values()) == sum(len(x) for x in data["input_ids"])
-    assert len(set(data["uid"][:].tolist())) == 2
-    import datasets
-
-    assert datasets.load_from_disk(str(corpus.data_folder(cfg))).num_rows == 2
-    assert corpus.data_fingerprint(cfg.but(max_length=999)) != corpus.data_fingerprint(cfg)
-    (tmp_path / "d.jsonl").write_text(json.dumps(row()) + "\n")
-    assert corpus.stats(cfg)["rows"]["kept"] == 1  # a changed file is another data set
-
-
-def test_a_folder_of_another_data_set_is_refused(tok, runs, tmp_path):
-    (tmp_path / "d.jsonl").write_text(json.dumps(row()) + "\n")
-    cfg = prepare(tmp_path / "d.jsonl", tok)
-    corpus.prepared(cfg, tmp_path / "out")
-    corpus.prepared(cfg, tmp_path / "out")
-    with pytest.raises(UserError, match="made from other data or switches"):
-        corpus.prepared(cfg.but(max_length=999), tmp_path / "out")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(UserError, match="not empty"):
-        corpus.prepared(cfg, tmp_path / "mine")
-
-
-def test_parquet_is_read_like_jsonl(tok, runs, tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.Table.from_pylist([row(), row("x")]), tmp_path / "d.parquet")
-    assert corpus.stats(prepare(tmp_path / "d.parquet", tok))["rows"]["kept"] == 1
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b'{"id": 1}\nnot json\n', r"d\.jsonl, line 2: not valid JSON"),
-        (b"[1]\n", r"d\.jsonl, line 1: not a JSON object"),
-        (b'{"a": "\xff"}\n', r"d\.jsonl: not valid UTF-8"),
-        (b"", "no row can be used"),
-    ],
-)
-def test_bad_files_are_named(tok, runs, tmp_path, content, said):
-    (tmp_path / "d.jsonl").write_bytes(content)
-    with pytest.raises(UserError, match=said):
-        corpus.prepared(prepare(tmp_path / "d.jsonl", tok))
-    assert not list(runs.rglob("*.arrow"))  # nothing half-made is left
-    assert not list(runs.rglob("*.tmp"))
-
-
-def test_a_missing_file_is_named(tok, runs, tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
-        corpus.prepared(prepare(tmp_path / "none.jsonl", tok))
-
-
-def test_real_rows(shared, runs):
-    data = shared / "data" / "think_code" / "can_ai_code_full.jsonl"
-    tokenizer = str(shared / "tokenizers" / "llada_standin_8k")
-    stats = corpus.stats(resolve("paper", data=str(data), tokenizer=tokenizer, rows=0))
-    assert stats["rows"]["read"] == 120
-    assert stats["rows"]["kept"] + sum(stats["rows"]["dropped"].values()) == 120
-    assert stats["rows"]["kept"] >= 10
-    adverse = shared / "data" / "think_code" / "can_ai_code_truncated_or_empty.jsonl"
-    with pytest.raises(UserError, match=r"102 empty reasoning, 9 <think> never closed"):
-        corpus.stats(resolve("paper", data=str(adverse), tokenizer=tokenizer, rows=0))
 
 
 @pytest.mark.parametrize("spelled", [b"", b"\xff\xfe ok", b"a\xe2\x82b"])

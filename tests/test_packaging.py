@@ -18,7 +18,9 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ("cpu", "cuda")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-WANTED = [Requirement(r) for r in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = PROJECT["optional-dependencies"]
+WANTED = [Requirement(r) for r in PROJECT["dependencies"] + EXTRAS["languages"] + EXTRAS["dev"]]
+WANTED = [r for r in WANTED if r.name != "treediff"]  # an extra that brings another one
 
 
 def pins(name: str) -> dict[str, str]:
@@ -56,6 +58,14 @@ def test_the_lock_satisfies_pyproject(lock):
     have = pins(lock)
     wrong = [str(r) for r in WANTED if have.get(canonicalize_name(r.name), "") not in r.specifier]
     assert not wrong
+
+
+def test_the_languages_extra_is_what_the_tables_name():
+    from treediff.syntax import LANGUAGES
+
+    grammars = {canonicalize_name(table.grammar) for table in LANGUAGES.values()}
+    assert {Requirement(r).name for r in EXTRAS["languages"]} == grammars - {"tree-sitter-python"}
+    assert "treediff[languages]" in EXTRAS["dev"]
 
 
 def test_the_locks_differ_by_cuda_only():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from treediff import paper, report
+from treediff import paper, report, tinycode
 from treediff.config import UserError, resolve, write_json
 
 
@@ -84,3 +84,34 @@ def test_the_report_without_any_run_says_so(runs, monkeypatch):
     assert "No two runs can be compared yet" in text
     assert "http" not in text.replace("http-equiv", "")
     assert (page.parent / "table1.csv").read_text().startswith("strategy,T,benchmark,passed,tasks")
+
+
+def test_the_report_says_what_the_runs_were_trained_on(runs, tmp_path):
+    from treediff import page, prepare
+
+    cfg = resolve("tiny", rows=60, pretrain={"rows": 80})
+    data = tmp_path / "<b>.jsonl"
+    own = cfg.but(data=str(data))
+    data.write_text("".join(json.dumps(r) + "\n" for r in tinycode.training(70, 0)))
+    assert report.data_sets(own) == {}
+    for masking in ("base", "random", "ast"):
+        run = own.with_masking(masking)
+        prepare.prepared(run)
+        write_json(run.run_dir / "provenance.json", {"data": prepare.data_fingerprint(run)})
+    found = report.data_sets(own)
+    assert list(found) == ["Backbone", "Random masking, AST (TreeDiff)"]
+    assert [f["rows"]["kept"] for f in found.values()] == [70, 60]
+    hostile = {"row": "<i>", "task": "T/0", "code": 1.0, "text": 0.5, "minhash": 0.0, "by": ["code"]}
+    checked = {"against": {"humaneval": "0"}, "checked": 60, "flagged": 1, "by": {"code": 1}, "problems": 2}
+    checked |= {"problems_flagged": 1, "too_short": {"code": 0, "text": 0}, "nearest": [hostile]}
+    checked |= {"thresholds": {"code": 0.6, "text": 0.6, "minhash": 0.6}}
+    found["Random masking, AST (TreeDiff)"]["contamination"] |= checked
+    text = "".join(page._data({"data": found}))
+    assert "<td>not chosen</td><td>10</td>" in text
+    assert "<b>1 of 60 rows</b> (1.667 %) hold a problem of humaneval (code 1)" in text
+    assert text.count("tinycode: held out by construction") == 2
+    assert "<td>&lt;i&gt;</td>" in text
+    assert "&lt;b&gt;.jsonl" in text
+    code = sum(v for k, v in found["Backbone"]["tokens"].items() if k not in ("prompt", "reasoning"))
+    share = 100 * found["Backbone"]["tokens"]["control"] / code
+    assert f"<td>{share:.1f}</td></tr>" in text

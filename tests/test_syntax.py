@@ -71,7 +71,9 @@ def twin(source: bytes, owner: str) -> np.ndarray:
     find(root)
     for at, byte in enumerate(source):
         walrus = source[at : at + 2] == b":="
-        if byte in b"()[]{},:;." and not comments[at] and not walrus:
+        if comments[at]:
+            out[at] = DEFAULT
+        elif byte in b"()[]{},:;." and not walrus:
             out[at] = SKELETON
     return out
 

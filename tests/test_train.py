@@ -47,20 +47,22 @@ def test_eq_1_is_the_mean_over_masked_tokens(monkeypatch, chunk):
 
 
 @pytest.mark.parametrize("chunk", [7, 10_000])
-def test_llada_s_sft_loss_and_its_gradients(monkeypatch, chunk):
+@pytest.mark.parametrize(("kind", "mask", "noisy"), [("sft", "sft_masked_indices", "sft_noisy"), ("pretrain", "", "")])
+def test_llada_s_losses_and_their_gradients(monkeypatch, chunk, kind, mask, noisy):
+    """Its pre-training loss is that of an answer without a prompt."""
     monkeypatch.setattr(eq1, "CHUNK", chunk)
-    g, net = losses(), denoiser()
+    g, net, want = losses(), denoiser(), load_file(golden(f"tiny/grads_{kind}_loss.safetensors"))
     cfg = CFG.but(loss_weight="inverse_p", normaliser="answer")
-    mask = g["sft_masked_indices"]
+    mask, noisy = g[mask or "masked_indices"], g[noisy or "noisy"]
     labels = torch.full(mask.shape, tokens.REASONING, dtype=torch.uint8)
-    for row, n in enumerate(g["prompt_lengths"].tolist()):
+    for row, n in enumerate(g["prompt_lengths"].tolist() if kind == "sft" else []):
         labels[row, :n] = tokens.PROMPT
     weight = batch.loss_weights(cfg, labels, mask, g["p_mask"][:, 0].double())
-    loss, ce = forward(net, g["sft_noisy"], g["input_ids"], mask, weight)
-    assert torch.allclose(ce, g["sft_token_ce"], rtol=1e-4, atol=1e-5)
-    assert loss.item() == pytest.approx(g["sft_loss"].item(), rel=1e-5)
+    loss, ce = forward(net, noisy, g["input_ids"], mask, weight)
+    if kind == "sft":
+        assert torch.allclose(ce, g["sft_token_ce"], rtol=1e-4, atol=1e-5)
+    assert loss.item() == pytest.approx(g[f"{kind}_loss"].item(), rel=1e-5)
     loss.backward()
-    want = load_file(golden("tiny/grads_sft_loss.safetensors"))
     for name, p in net.backbone.named_parameters():
         gradient = want[model.official_name(name)]
         assert (p.grad - gradient).abs().max() <= 1e-5 * gradient.abs().max() + 1e-8, name

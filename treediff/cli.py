@@ -1,4 +1,4 @@
-"""The stages as commands: treediff annotate | prepare | train | sample | score | report | reproduce.
+"""The stages as commands: treediff annotate | prepare | train | export | sample | score | report | reproduce.
 
 Every command takes `--preset`, `--masking`, `--seed` and any switch by name (`treediff switches` lists them); the
 entries of a mapping are set as `--pretrain.max_steps 500`. Exit codes: 0 done, 2 a bad input, switch or file (one
@@ -26,12 +26,15 @@ def parser() -> argparse.ArgumentParser:
         sub.epilog = "Any switch of `treediff switches` may be given as --name value."
         return sub
 
-    sub = command("annotate", "print a source file coloured by tier")
+    sub = command("annotate", "print a source file coloured by tier; its suffix, or --language, says in which language")
     sub.add_argument("file", type=Path)
     # Data and a tokenizer are given, so the paper's lengths apply.
     sub = command("prepare", "encode a data set and report how many rows were dropped for which reason", "paper")
     sub.add_argument("--out", type=Path, help="folder of the data set; without it, under runs/<preset>/data")
-    command("train", "train one run, and the backbone and data that it needs")
+    sub = command("train", "train one run, and the backbone and data that it needs")
+    sub.add_argument("--plan", action="store_true", help="only say what it would take: steps, hours, memory, disk")
+    sub = command("export", "write a trained run's model, adapter merged, in LLaDA's own checkpoint format")
+    sub.add_argument("out", type=Path, help="folder to make: model*.safetensors, config.json, tokenizer")
     sub = command("sample", "sample the benchmarks from one run, training it first if need be")
     sub.add_argument("--prompt", help="answer this one prompt in the terminal instead, denoising it before your eyes")
     sub = command("score", "score one run's samples, or any file of samples, in a sandbox")
@@ -88,7 +91,9 @@ def annotate(args: argparse.Namespace, extra: list[str]) -> None:
     from treediff import plots, syntax
 
     cfg = switches(args, extra)
-    parsed = syntax.parse(syntax.read_source(args.file), cfg.language)
+    named = any(x.partition("=")[0] == "--language" for x in extra)
+    language = cfg.language if named else syntax.language_of(args.file)
+    parsed = syntax.parse(syntax.read_source(args.file), language)
     tiers = syntax.byte_tiers(parsed, cfg.tier_owner)
     print(plots.ansi(parsed.source, tiers), end="")
     if parsed.source:
@@ -106,18 +111,36 @@ def annotate(args: argparse.Namespace, extra: list[str]) -> None:
 def prepare(args: argparse.Namespace, extra: list[str]) -> None:
     import json
 
-    from treediff import corpus
+    from treediff import prepare
 
     cfg = switches(args, extra)
-    folder = args.out or corpus.data_folder(cfg)
-    print(json.dumps(corpus.stats(cfg, args.out), indent=1))
+    folder = args.out or prepare.data_folder(cfg)
+    print(json.dumps(prepare.stats(cfg, args.out), indent=1))
     print(f"{folder}: open it with datasets.load_from_disk.", file=sys.stderr)
 
 
 def train(args: argparse.Namespace, extra: list[str]) -> None:
-    from treediff import launch
+    from treediff import launch, plan
 
-    print(launch.trained(switches(args, extra)))
+    cfg = switches(args, extra)
+    if args.plan:
+        print(plan.text(plan.plan(cfg)))
+        plan.check(cfg)
+    else:
+        print(launch.trained(cfg))
+
+
+def export(args: argparse.Namespace, extra: list[str]) -> None:
+    from treediff import corpus, launch, model, sample, tokens
+
+    cfg = switches(args, extra)
+    if not launch.is_trained(cfg):
+        raise UserError(f"{cfg.run_dir}: not trained yet; run `treediff train` with the same switches first.")
+    if args.out.exists():
+        raise UserError(f"{args.out}: exists already; name a folder to be made.")
+    tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
+    model.save_backbone(sample.load_run(cfg), args.out, tok)
+    print(args.out)
 
 
 def sample(args: argparse.Namespace, extra: list[str]) -> None:
@@ -224,6 +247,7 @@ COMMANDS = {
     "annotate": annotate,
     "prepare": prepare,
     "train": train,
+    "export": export,
     "sample": sample,
     "score": score,
     "report": report,

@@ -70,7 +70,9 @@ class Config:
     overlong: Literal["drop", "trim_reasoning"] = switch(
         "drop", "data", "rows over max_length: drop, or cut the reasoning (the code always stays whole)"
     )
-    language: str = switch("python", "data", "language of the code region")
+    language: str = switch(
+        "python", "data", "language of the code region: python, javascript, typescript, java, c, cpp, go, rust"
+    )
     tier_owner: Literal["innermost", "outermost", "keyword"] = switch(
         "innermost",
         "data",
@@ -87,6 +89,13 @@ class Config:
         "data",
         "nodes whose spans Algorithm 2 draws from: every one but the module, or those with a tier",
         "C",
+    )
+
+    decontaminate: bool = switch(
+        False, "data", "leave out rows that hold a problem of `benchmarks` (see treediff/contamination.py)", "4.1"
+    )
+    embedder: str = switch(
+        "", "run", "sentence-embedding model (folder or hub id) whose nearest pairs are listed as well; empty: none"
     )
 
     # --- corruption ------------------------------------------------------------------------------------------
@@ -224,8 +233,8 @@ class Config:
     sample_batch: int = switch(16, "run", "prompts decoded together at most; fewer if a GPU's memory asks for it")
     sample_processes: int = switch(0, "run", "processes that sample; 0: one per GPU, or one")
 
-    # --- scoring ---------------------------------------------------------------------------------------------
-    workers: int = switch(0, "run", "programs scored at a time; 0 takes one per core")
+    # --- processes ---------------------------------------------------------------------------------------------
+    workers: int = switch(0, "run", "processes that prepare rows, programs scored at a time; 0: one per core")
 
     def __post_init__(self) -> None:
         check(self)

@@ -1,11 +1,10 @@
-"""Rows -> Example(prompt, reasoning, code) -> an encoded Arrow data set.
+"""Rows -> Example(prompt, reasoning, code) -> an encoded sample; the same code and answers as tokens, for pictures.
 
-    data = prepared(cfg)             # a datasets.Dataset under runs/<preset>/data/, made if it is missing
-    data[0]["input_ids"], data[0]["labels"], data[0]["spans"]
+    for row in rows(cfg):
+        record = encode(cfg, tok, example(row))     # or Dropped, whose text says why the row cannot serve
 
 Sources: TinyCode (made on the spot), a local JSONL or Parquet file, or a hub data set, all in OpenCodeReasoning's
-columns (`id`, `input`, `output`, and `solution` where there is one). Every row that cannot serve is counted under
-its reason. Command: treediff prepare --data FILE --tokenizer FOLDER --out DIR
+columns (`id`, `input`, `output`, and `solution` where there is one). A whole data set is made by prepare.py.
 """
 
 from __future__ import annotations
@@ -14,20 +13,20 @@ import hashlib
 import json
 import logging
 import re
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from treediff import syntax, tokens
-from treediff.config import Config, UserError, read_json, whole, write_json
+from treediff.config import Config, UserError, whole
 from treediff.tokens import CODE, LABELS, PROMPT, REASONING
 
 if TYPE_CHECKING:
-    import datasets
     from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
@@ -36,6 +35,19 @@ INSTRUCTION = (
     "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
 )
 """EvalPlus's instruction, put before a benchmark's problem."""
+
+COLUMNS = ("id", "input", "output", "solution")
+"""What is read of a row, in OpenCodeReasoning's names."""
+
+FENCES = {
+    "python": "py python3",
+    "javascript": "js jsx mjs node",
+    "typescript": "ts tsx",
+    "cpp": "c++ cc cxx",
+    "go": "golang",
+    "rust": "rs",
+}
+"""What a code fence calls a language besides its own name."""
 
 _FENCE = re.compile(r"^```[ \t]*(?P<language>[\w+-]*)[ \t]*\r?\n(?P<code>.*?)^```[ \t]*$", re.S | re.M)
 
@@ -52,19 +64,24 @@ class Example:
     prompt: str  # the user's message
     reasoning: str  # between <think> and </think>, stripped
     code: str  # the final program
+    language: str = "python"
 
     def answer(self) -> tuple[str, int, int]:
         """The assistant's answer, and the bytes of it between which the code lies."""
-        head = f"<think>\n{self.reasoning}\n</think>\n\n```python\n"
+        head = f"<think>\n{self.reasoning}\n</think>\n\n```{self.language}\n"
         start = len(head.encode())
         return f"{head}{self.code}\n```", start, start + len(self.code.encode())
 
 
-def example(row: dict[str, Any]) -> Example:
+def example(row: dict[str, Any], language: str = "python") -> Example:
     """Split a row into its three regions (3.2, A.3). Raises Dropped with the reason if it has not all of them."""
     output, problem = row.get("output"), row.get("input")
     if not isinstance(output, str) or not isinstance(problem, str):
         raise Dropped("no input or output column")
+    try:
+        f"{problem}{output}".encode()
+    except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which no text holds
+        raise Dropped("not valid Unicode") from None
     if not problem.strip() or problem.strip() == "-":
         raise Dropped("no problem text")
     before, opened, rest = output.partition("<think>")
@@ -75,15 +92,17 @@ def example(row: dict[str, Any]) -> Example:
         raise Dropped("<think> never closed")
     if not reasoning.strip():
         raise Dropped("empty reasoning")
-    blocks = [m["code"] for m in _FENCE.finditer(rest) if m["language"].lower() in ("python", "py", "python3", "")]
+    names = ("", language, *FENCES.get(language, "").split())
+    blocks = [m["code"] for m in _FENCE.finditer(rest) if m["language"].lower() in names]
     if not blocks:
         raise Dropped("no code block")
     # Several blocks: `solution` says which one is the program; without it, the last one is.
-    solution = (row.get("solution") or "").strip()
+    solution = row.get("solution")
+    solution = solution.strip() if isinstance(solution, str) else ""
     code = next((b for b in blocks if b.strip() == solution), blocks[-1]).strip("\r\n")
     if not code.strip():
         raise Dropped("empty code block")
-    return Example(str(row.get("id", "")), problem.strip(), reasoning.strip(), code)
+    return Example(str(row.get("id", "")), problem.strip(), reasoning.strip(), code, language)
 
 
 def prompt_text(tok: PreTrainedTokenizerFast, message: str) -> str:
@@ -94,38 +113,26 @@ def prompt_text(tok: PreTrainedTokenizerFast, message: str) -> str:
 
 def encode(cfg: Config, tok: PreTrainedTokenizerFast, ex: Example) -> dict[str, Any]:
     """One encoded sample: id, uid (int64), input_ids (int32), labels (uint8, tokens.LABELS), spans (int32, flat
-    triples of token start, end, tier), error_bytes. It ends with the end-of-turn token, if there is one, without EOS.
+    triples of token start, end, tier), code_bytes, error_bytes (those that do not parse). It ends with the
+    end-of-turn token, if there is one, without EOS.
 
     Raises Dropped if it is longer than `max_length` (see the switch `overlong`) or speaks the mask token.
     """
     prompt, _ = tokens.encode(tok, prompt_text(tok, ex.prompt), special=True)
     if (prompt == tok.mask_token_id).any():
         raise Dropped("mask token in the prompt")
-    ids, labels, spans, errors = _encode_answer(cfg, tok, ex)
-    room = cfg.max_length - len(prompt) - 1  # one EOS
-    over = len(ids) - room
-    if over > 0 and cfg.overlong == "trim_reasoning":
-        ex = Example(ex.id, ex.prompt, _shorter(tok, ex.reasoning, over), ex.code)
-        ids, labels, spans, errors = _encode_answer(cfg, tok, ex)
-        over = len(ids) - room
-    if over > 0:
-        raise Dropped("longer than max_length")
-    spans[:, :2] += len(prompt)
-    return {
-        "id": ex.id,
-        "uid": uid(ex),
-        "input_ids": np.concatenate([prompt, ids]),
-        "labels": np.concatenate([np.full(len(prompt), PROMPT, np.uint8), labels]),
-        "spans": spans.reshape(-1),
-        "error_bytes": errors,
-    }
-
-
-def _encode_answer(
-    cfg: Config, tok: PreTrainedTokenizerFast, ex: Example
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    ending = tokens.endings(tok)[1:]
+    room = cfg.max_length - len(prompt) - len(ending) - 1  # one EOS
     text, start, end = ex.answer()
+    if cfg.overlong == "drop" and surely_longer(tok, text, room):
+        raise Dropped(TOO_LONG)
     ids, starts = tokens.encode(tok, text)
+    if len(ids) > room and cfg.overlong == "trim_reasoning":
+        ex = replace(ex, reasoning=_shorter(tok, ex.reasoning, len(ids) - room))
+        text, start, end = ex.answer()
+        ids, starts = tokens.encode(tok, text)
+    if len(ids) > room:
+        raise Dropped(TOO_LONG)
     parsed = syntax.parse(ex.code.encode(), cfg.language)
     tiers = np.zeros(len(text.encode()), np.uint8)
     tiers[start:end] = syntax.byte_tiers(parsed, cfg.tier_owner)
@@ -136,10 +143,68 @@ def _encode_answer(
     labels[inside] = CODE + tokens.token_tiers(tok, ids, starts, tiers, weights)[inside]
     spans = syntax.node_spans(parsed, cfg.span_nodes == "tiered")
     spans[:, :2] += start
-    ending = tokens.endings(tok)[1:]
-    ids = np.concatenate([ids, np.array(ending, np.int32)])
-    labels = np.concatenate([labels, np.full(len(ending), REASONING, np.uint8)])
-    return ids, labels, tokens.token_spans(at, spans), syntax.error_bytes(parsed)
+    spans = tokens.token_spans(at, spans)
+    spans[:, :2] += len(prompt)
+    labels = [np.full(len(prompt), PROMPT, np.uint8), labels, np.full(len(ending), REASONING, np.uint8)]
+    return {
+        "id": ex.id,
+        "uid": uid(ex),
+        "input_ids": np.concatenate([prompt, ids, np.array(ending, np.int32)]),
+        "labels": np.concatenate(labels),
+        "spans": spans.reshape(-1),
+        "code_bytes": end - start,
+        "error_bytes": syntax.error_bytes(parsed),
+    }
+
+
+TOO_LONG = "longer than max_length"
+_PIECE = 4096  # characters
+_WORTH = 5  # characters a token: a text of more than these may well be too long
+_WORDS = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])")
+_PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLITS = (  # LLaDA's, Llama 3's and Qwen 2's way of cutting a text before the merges
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+    _PIECES % r"\p{N}{1,3}",
+    _PIECES % r"\p{N}",
+)
+
+
+def surely_longer(tok: PreTrainedTokenizerFast, text: str, room: int) -> bool:
+    """Whether `text` has more than `room` tokens, by tokenizing it piece by piece until it does. False also where that
+    is not sure, or not worth it.
+
+    Most rows of OpenCodeReasoning are far too long, so that this saves most of the work. It is exact, because the
+    pieces are cut at a blank between two words, where the tokenizers that are let in here never join anything.
+    """
+    if len(text) <= _WORTH * room or not _splits_at_words(tok):
+        return False
+    count = start = 0
+    backend = tok.backend_tokenizer
+    backend.encode_special_tokens = True
+    try:
+        while count <= room:
+            cut = _WORDS.search(text, start + _PIECE)
+            if not cut:
+                return False
+            count += len(backend.encode(text[start : cut.start()], add_special_tokens=False))
+            start = cut.start()
+    finally:
+        backend.encode_special_tokens = False
+    return True
+
+
+@lru_cache(maxsize=8)
+def _splits_at_words(tok: PreTrainedTokenizerFast) -> bool:
+    """Whether no token reaches over a blank between two words: known from the tokenizer's own description."""
+    made = json.loads(tok.backend_tokenizer.to_str())
+    steps = made["pre_tokenizer"] or {}
+    patterns = [s["pattern"].get("Regex") for s in steps.get("pretokenizers", ()) if s["type"] == "Split"]
+    return (
+        made["normalizer"] is None
+        and all(t["special"] for t in made["added_tokens"])  # those are spelled out
+        and [s["type"] for s in steps.get("pretokenizers", ())] == ["Split", "ByteLevel"]
+        and patterns[0] in _SPLITS
+    )
 
 
 def _shorter(tok: PreTrainedTokenizerFast, reasoning: str, by: int) -> str:
@@ -147,7 +212,7 @@ def _shorter(tok: PreTrainedTokenizerFast, reasoning: str, by: int) -> str:
     ids, starts = tokens.encode(tok, reasoning)
     keep = len(ids) - by - 2  # cutting can split a token in two
     if keep <= 0:
-        raise Dropped("longer than max_length")
+        raise Dropped(TOO_LONG)
     return reasoning.encode()[: starts[keep]].decode(errors="ignore").strip()
 
 
@@ -161,26 +226,34 @@ def uid(ex: Example) -> int:
 
 
 def rows(cfg: Config) -> Iterator[dict[str, Any]]:
-    """The raw rows of `cfg.data`, streamed. Raises UserError naming the file and row that cannot be read."""
+    """The rows of `cfg.data`, streamed. Raises UserError naming the file and row that cannot be read."""
+    return (read_row(cfg.data, number, row) for number, row in raw_rows(cfg))
+
+
+def raw_rows(cfg: Config) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
+    """Number (from 0) and content of each row. A JSONL file's lines are left for `read_row`, so that the processes
+    that encode them can read them too."""
     if cfg.data == "tinycode":
         from treediff import tinycode
 
-        yield from tinycode.training(cfg.rows, cfg.data_seed)
+        yield from enumerate(tinycode.training(cfg.rows, cfg.data_seed))
     elif Path(cfg.data).suffix in (".jsonl", ".json"):
-        yield from read_jsonl(Path(cfg.data))
+        yield from _lines(Path(cfg.data))
     elif Path(cfg.data).suffix == ".parquet":
         import pyarrow.parquet as pq
 
         try:
-            for batch in pq.ParquetFile(cfg.data).iter_batches(1000):
-                yield from batch.to_pylist()
+            file = pq.ParquetFile(cfg.data)
+            batches = file.iter_batches(100, columns=[c for c in COLUMNS if c in file.schema_arrow.names])
+            yield from enumerate(row for batch in batches for row in batch.to_pylist())
         except (OSError, ValueError) as e:
             raise UserError(f"{cfg.data}: cannot be read as Parquet ({e}).") from None
     else:
         import datasets
 
         try:
-            yield from datasets.load_dataset(cfg.data, cfg.data_split, split=cfg.data_split, streaming=True)
+            found = datasets.load_dataset(cfg.data, cfg.data_split, split=cfg.data_split, streaming=True)
+            yield from enumerate({c: row[c] for c in COLUMNS if c in row} for row in found)
         except Exception as e:  # the hub's errors have no common base; all mean that the data is out of reach
             reason = str(e).strip().splitlines()[0]
             raise UserError(
@@ -190,20 +263,31 @@ def rows(cfg: Config) -> Iterator[dict[str, Any]]:
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file. Raises UserError naming the file and line of anything else."""
+    return (read_row(str(path), number, line) for number, line in _lines(Path(path)))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Number (from 0) and bytes of each line that is not blank."""
     try:
-        with Path(path).open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise UserError(f"{path}, line {number}: not a JSON object.")
-                    yield row
-    except json.JSONDecodeError as e:
-        raise UserError(f"{path}, line {number}: not valid JSON ({e}).") from None
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path}: not valid UTF-8 ({e}).") from None
+        with path.open("rb") as file:
+            yield from ((number, line) for number, line in enumerate(file) if not line.isspace())
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror}).") from None
+
+
+def read_row(source: str, number: int, row: bytes | dict[str, Any]) -> dict[str, Any]:
+    """What `raw_rows` gave, as a dictionary. Raises UserError naming the line that is no JSON object in UTF-8."""
+    if isinstance(row, dict):
+        return row
+    try:
+        value = json.loads(row.decode("utf-8-sig"))
+    except UnicodeDecodeError as e:
+        raise UserError(f"{source}, line {number + 1}: not valid UTF-8 ({e}).") from None
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{source}, line {number + 1}: not valid JSON ({e}).") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{source}, line {number + 1}: not a JSON object.")
+    return value
 
 
 def fingerprint(*parts: Any) -> str:
@@ -220,127 +304,21 @@ def tokenizer_folder(cfg: Config) -> str:
     folder = cfg.preset_dir / f"tokenizer-{fingerprint({k: made_of[k] for k in _TOKENIZER_SWITCHES})}"
     if not folder.is_dir():
         log.info("training a BPE tokenizer of %d entries", cfg.vocab_size)
-        examples = [example(row) for row in rows(base)]
         with whole(folder) as spot:
             # With the words of the chat template, which stand in every sample.
-            texts = [f"user\n\n{e.prompt}\nassistant\n\n{e.answer()[0]}" for e in examples]
+            texts = (f"user\n\n{e.prompt}\nassistant\n\n{e.answer()[0]}" for e in _examples(base))
             tokens.train_tokenizer(texts, cfg.vocab_size, spot)
     return str(folder)
 
 
+def _examples(cfg: Config) -> Iterator[Example]:
+    """The rows that can serve, whatever their length."""
+    for row in rows(cfg):
+        with suppress(Dropped):
+            yield example(row, cfg.language)
+
+
 _TOKENIZER_SWITCHES = ("data", "data_split", "rows", "data_seed", "vocab_size")
-
-
-def prepared(cfg: Config, out: Path | None = None) -> datasets.Dataset:
-    """The encoded data set of `cfg`, made first if it is missing. Its statistics lie beside it in stats.json."""
-    import datasets
-
-    folder = out or data_folder(cfg)
-    if not (folder / "stats.json").exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise UserError(f"{folder}: not empty, and no data set of ours; name another folder.")
-        _prepare(cfg, folder)
-    elif read_json(folder / "stats.json")["fingerprint"] != data_fingerprint(cfg):
-        raise UserError(f"{folder}: holds a data set made from other data or switches; name another folder.")
-    return datasets.load_from_disk(str(folder)).with_format("numpy")
-
-
-def data_folder(cfg: Config) -> Path:
-    """runs/<preset>/data/<fingerprint of every switch that the encoding depends on>."""
-    return cfg.preset_dir / "data" / data_fingerprint(cfg)
-
-
-def data_fingerprint(cfg: Config) -> str:
-    """Changes with the data file's size and time, any data switch, and the weights where they decide an owner."""
-    from importlib.metadata import version
-
-    import tree_sitter_python
-
-    source = Path(cfg.data)
-    stamp = [source.stat().st_size, source.stat().st_mtime_ns] if source.is_file() else []
-    weights = cfg.weights() if cfg.token_owner == "max_weight" else []
-    grammar = version(tree_sitter_python.__name__.replace("_", "-"))
-    switches = {k: v for k, v in cfg.as_dict("data").items() if k != "tokenizer"}
-    return fingerprint(switches, _tokenizer_stamp(cfg), stamp, weights, grammar, 1)
-
-
-def _tokenizer_stamp(cfg: Config) -> str:
-    """What stands for the tokenizer in a fingerprint: a hash of its file, or its name and revision on the hub."""
-    folder = tokenizer_folder(cfg)
-    file = Path(folder) / "tokenizer.json"
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else f"{folder}@{cfg.revision}"
-
-
-def stats(cfg: Config, out: Path | None = None) -> dict[str, Any]:
-    """Counts of the prepared data set: rows kept, rows dropped by reason, tokens by label, shares."""
-    prepared(cfg, out)
-    return read_json((out or data_folder(cfg)) / "stats.json")
-
-
-def _prepare(cfg: Config, folder: Path) -> None:
-    import datasets
-    from datasets import Features, Sequence, Value
-    from tqdm import tqdm
-
-    tok = tokens.load_tokenizer(tokenizer_folder(cfg), cfg.revision)
-    dropped: Counter[str] = Counter()
-    label_tokens = np.zeros(len(LABELS), np.int64)
-    counts = Counter()
-
-    def encoded() -> Iterator[dict[str, Any]]:
-        for number, row in enumerate(tqdm(rows(cfg), desc="prepare", unit=" rows", mininterval=2)):
-            counts["read"] += 1
-            try:
-                ex = example({"id": str(number), **row})
-                record = encode(cfg, tok, ex)
-            except Dropped as reason:
-                dropped[str(reason)] += 1
-                continue
-            label_tokens[:] += np.bincount(record["labels"], minlength=len(LABELS))
-            counts["code_bytes"] += len(ex.code.encode())
-            counts["error_bytes"] += record["error_bytes"]
-            counts["with_errors"] += record.pop("error_bytes") > 0
-            counts["kept"] += 1
-            counts["longest"] = max(counts["longest"], len(record["input_ids"]))
-            yield record
-            if cfg.rows and counts["kept"] >= cfg.rows:
-                return
-
-    features = Features(
-        {
-            "id": Value("string"),
-            "uid": Value("int64"),
-            "input_ids": Sequence(Value("int32")),
-            "labels": Sequence(Value("uint8")),
-            "spans": Sequence(Value("int32")),
-        }
-    )
-    with whole(folder) as spot:
-        batches = datasets.arrow_writer.ArrowWriter(path=str(spot.with_suffix(".arrow")), features=features)
-        for record in encoded():
-            batches.write(record)
-        if not counts["kept"]:
-            why = ", ".join(f"{n} {reason}" for reason, n in dropped.most_common()) or "it has no rows"
-            raise UserError(f"{cfg.data}: no row can be used ({why}).")
-        batches.finalize()
-        batches.close()
-        datasets.Dataset.from_file(str(spot.with_suffix(".arrow"))).save_to_disk(str(spot))
-        code = int(label_tokens[CODE:].sum())
-        write_json(
-            spot / "stats.json",
-            {
-                "fingerprint": data_fingerprint(cfg),
-                "data": cfg.data,
-                "tokenizer": tokenizer_folder(cfg),
-                "rows": {"read": counts["read"], "kept": counts["kept"], "dropped": dict(dropped.most_common())},
-                "tokens": dict(zip(LABELS, label_tokens.tolist(), strict=True)),
-                "longest": counts["longest"],
-                "default_share": round(int(label_tokens[CODE]) / max(1, code), 4),
-                "rows_with_parse_errors": int(counts["with_errors"]),
-                "parse_error_byte_share": round(counts["error_bytes"] / max(1, counts["code_bytes"]), 5),
-                "switches": cfg.as_dict("data"),
-            },
-        )
 
 
 # --- benchmarks ----------------------------------------------------------------------------------------------------

@@ -40,15 +40,15 @@ def source(cfg: Config) -> Config:
 
 def rows(cfg: Config) -> list[dict[str, Any]]:
     """`eval_rows` encoded rows (fewer if there are no more) that neither this run nor its backbone is trained on."""
-    from treediff import corpus
+    from treediff import prepare
 
     if not (cfg.eval_every and cfg.eval_rows):
         return []
     trained = [cfg.with_masking("base"), cfg] if cfg.backbone == "pretrain" else [cfg]
     seen: set[int] = set()
     for run in trained:
-        seen |= set(corpus.prepared(run).with_format("numpy")["uid"][:].tolist())
-    data = corpus.prepared(source(cfg))
+        seen |= set(prepare.prepared(run).with_format("numpy")["uid"][:].tolist())
+    data = prepare.prepared(source(cfg))
     uids = np.asarray(data["uid"][:], np.int64)
     fresh = [i for i, uid in enumerate(uids.tolist()) if uid not in seen]
     return [data[i] for i in fresh[: cfg.eval_rows]]

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from treediff import watch
+from treediff import plan, watch
 from treediff.config import Config, UserError, claim, whole, write_json
 
 if TYPE_CHECKING:
@@ -89,16 +89,18 @@ def trained(cfg: Config) -> Path:
     Raises UserError if the run directory was made with other switches, or if training failed (with the words of the
     process that failed first).
     """
+    if not is_trained(cfg):
+        plan.check(cfg)
     run_dir = claim(cfg, *TRAINING_STAGES)
     if is_trained(cfg):
         return run_dir
     if cfg.masking != "base":
         trained(cfg.with_masking("base"))
-    from treediff import batch, corpus, heldout, steplog, tokens
+    from treediff import batch, corpus, heldout, prepare, steplog, tokens
 
     steplog.check_tracker(cfg)
     tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
-    total = batch.total_steps(cfg, len(corpus.prepared(cfg)))
+    total = batch.total_steps(cfg, len(prepare.prepared(cfg)))
     if len(heldout.rows(cfg)) < cfg.eval_rows and cfg.eval_every:
         log.warning("%s: fewer than eval_rows = %d rows are left to hold out.", cfg.data, cfg.eval_rows)
     _run(cfg, run_dir.resolve(), total)

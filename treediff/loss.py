@@ -15,9 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from treediff import model, tokens
 from treediff.batch import NOISE_BUCKETS, Micro
-
-CHUNK = 2048
-"""Masked positions whose logits exist at a time."""
+from treediff.memory import CHUNK
 
 CELLS = len(NOISE_BUCKETS) - 1 + len(tokens.LABELS) + 1
 """Columns of a step's sums: noise buckets, labels, all."""

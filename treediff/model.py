@@ -3,7 +3,7 @@
     model = load_backbone(folder, dtype=torch.bfloat16)     # official GSAI-ML/LLaDA files, by tensor name
     hidden = encode(model, ids)                             # (B, L, d)
     logits = model.lm_head(hidden[mask])                    # only where they are needed
-    save_backbone(model, folder, tokens)                    # the same format back
+    save_backbone(model, folder)                            # the same format back, sharded where it is large
 
 No remote code: LLaDA's blocks are Llama's without the causal mask. A tensor that is missing, left over or of another
 shape is an error that names it. A backbone made on the spot (`new_backbone`) is saved and loaded the same way.
@@ -58,7 +58,27 @@ _REQUIRED = {
     "attention_layer_norm": False,
     "input_emb_norm": False,
     "scale_logits": False,
+    "layer_norm_with_affine": True,
+    "rope_full_precision": True,
+    "block_group_size": 1,
 }
+_SHARD = 5_000_000_000  # bytes of a checkpoint's file, at most
+
+
+_SHAPE = (  # what config.json must say
+    "d_model",
+    "n_layers",
+    "n_heads",
+    "mlp_hidden_size",
+    "vocab_size",
+    "max_sequence_length",
+    "rms_norm_eps",
+    "rope_theta",
+)
+
+
+def _kv_heads(config: dict[str, Any]) -> int:
+    return config.get("n_kv_heads") or (1 if config.get("multi_query_attention") else config["n_heads"])
 
 
 def official_name(name: str) -> str:
@@ -76,13 +96,20 @@ def _empty(config: dict[str, Any], dtype: torch.dtype) -> LlamaForCausalLM:
     for key, value in _REQUIRED.items():
         if config.get(key, value) not in (value, None):
             raise UserError(f"backbone: {key} = {config[key]!r} is not supported, only {value!r}.")
+    if missing := [k for k in _SHAPE if not config.get(k)]:
+        raise UserError(f"backbone: its config.json has no {missing[0]}; is it a LLaDA checkpoint's?")
+    if config["n_heads"] % _kv_heads(config) or config["d_model"] % config["n_heads"]:
+        raise UserError(
+            f"backbone: {config['n_heads']} heads cannot share {_kv_heads(config)} key and value heads, or do not "
+            f"divide d_model {config['d_model']} (config.json)."
+        )
     llama = LlamaConfig(
         vocab_size=config.get("embedding_size") or config["vocab_size"],
         hidden_size=config["d_model"],
         intermediate_size=config["mlp_hidden_size"],
         num_hidden_layers=config["n_layers"],
         num_attention_heads=config["n_heads"],
-        num_key_value_heads=config.get("n_kv_heads") or config["n_heads"],
+        num_key_value_heads=_kv_heads(config),
         max_position_embeddings=config["max_sequence_length"],
         rms_norm_eps=config["rms_norm_eps"],
         rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
@@ -130,6 +157,8 @@ def load_backbone(
         try:
             with safe_open(shard, "pt", device=device) as file:
                 for tensor_name in file.keys():  # noqa: SIM118 (safe_open is no dict)
+                    if tensor_name in found:
+                        raise UserError(f"{shard}: tensor {tensor_name} is in {found[tensor_name].name} already.")
                     found[tensor_name] = shard
                     if tensor_name not in wanted:
                         raise UserError(f"{shard}: tensor {tensor_name} belongs to no part of this model.")
@@ -163,8 +192,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _shards(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
-    names = sorted(set(_read(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    names = ["model.safetensors"]
+    if index.exists():
+        listed = _read(index)
+        if not isinstance(listed, dict) or not isinstance(listed.get("weight_map"), dict) or not listed["weight_map"]:
+            raise UserError(f"{index}: lists no tensors under weight_map; fetch it again.")
+        names = sorted({str(name) for name in listed["weight_map"].values()})
     for name in names:
+        if Path(name).name != name:
+            raise UserError(f"{index}: {name} is not a file of this folder.")
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: this file of the checkpoint is missing.")
     return [folder / name for name in names]
@@ -225,15 +261,36 @@ def new_backbone(cfg: Config, vocab_size: int, eos_id: int, mask_id: int) -> Lla
     return model
 
 
-def save_backbone(model: LlamaForCausalLM, folder: Path) -> None:
-    """Write `model` to `folder` in LLaDA's format, whole or not at all."""
+def save_backbone(model: LlamaForCausalLM, folder: Path, tok: Any = None, most: int = _SHARD) -> None:
+    """Write `model` (and its tokenizer) to `folder` in LLaDA's format, whole or not at all.
+
+    One file, or several of at most `most` bytes with their index, as the hub has them.
+    """
     from safetensors.torch import save_file
 
-    tensors = {official_name(n): p.detach().contiguous().cpu() for n, p in model.named_parameters()}
+    named = [(official_name(n), p.detach()) for n, p in model.named_parameters()]
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name, tensor in named:
+        if shards[-1] and size + tensor.nbytes > most:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    dtype = str(model.dtype).removeprefix("torch.")
     with whole(folder) as spot:
         spot.mkdir()
-        save_file(tensors, spot / "model.safetensors", metadata={"format": "pt"})
-        (spot / "config.json").write_text(json.dumps(model.llada_config, indent=1) + "\n")
+        index = {}
+        for number, shard in enumerate(shards, start=1):
+            file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+            save_file({k: t.contiguous().cpu() for k, t in shard.items()}, spot / file, metadata={"format": "pt"})
+            index |= dict.fromkeys(shard, file)
+        if len(shards) > 1:
+            total = {"total_size": sum(t.nbytes for _, t in named)}
+            (spot / "model.safetensors.index.json").write_text(json.dumps({"metadata": total, "weight_map": index}))
+        (spot / "config.json").write_text(json.dumps({**model.llada_config, "torch_dtype": dtype}, indent=1) + "\n")
+        if tok is not None:
+            tok.save_pretrained(spot)
 
 
 def add_lora(model: LlamaForCausalLM, cfg: Config) -> nn.Module:

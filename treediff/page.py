@@ -154,7 +154,7 @@ def build(cfg: Config, summary: dict[str, Any], tasks: dict[str, Any]) -> str:
         "policy": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "title": html.escape(summary["title"]),
         "masked": plots.MASKED,
-        "body": "\n".join([*_results(summary), *_paper(summary), *_figures(summary)]),
+        "body": "\n".join([*_results(summary), *_paper(summary), *_data(summary), *_figures(summary)]),
         "settings": "\n".join(_settings(cfg, summary)),
         # ASCII, so that half a surrogate pair in a program cannot spoil the file.
         "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
@@ -267,6 +267,60 @@ def _paper(summary: dict[str, Any]) -> Iterable[str]:
 
 def _p(value: float | None) -> str:
     return "misprint" if value is None else f"{value:.2g}"
+
+
+def _data(summary: dict[str, Any]) -> Iterable[str]:
+    """What the runs were trained on: rows at each filter, tokens, lengths, and what of the benchmarks they hold."""
+    yield '<section id="data"><h2>Training data</h2>'
+    if not summary["data"]:
+        yield "<p>No run of this preset has been trained yet.</p>"
+    for who, data in summary["data"].items():
+        rows, labels = data["rows"], data["tokens"]
+        total, code = sum(labels.values()), sum(labels[k] for k in tokens.LABELS[tokens.CODE :])
+        yield f"<h3>{html.escape(who)}: {html.escape(data['data'])}</h3>"
+        steps = [("read", rows["read"]), *rows["dropped"].items(), ("can be used", rows["usable"])]
+        steps += [("not chosen", rows["not_chosen"]), ("kept", rows["kept"])]
+        yield _table(["rows", "number"], steps, "Rows at each filter")
+        names = ["tokens of", "number", "of all [%]", "of the code [%]"]
+        parts = [
+            [k, v, f"{100 * v / total:.1f}", f"{100 * v / max(1, code):.1f}" if k in tokens.TIERS else ""]
+            for k, v in labels.items()
+        ]
+        yield _table(names, parts, "Tokens by region and tier; `default` is code that no tier claims")
+        deciles = [[k, *(v[i] for i in (0, 1, 5, 9, 10))] for k, v in data["length_deciles"].items()]
+        yield _table(["tokens per", "least", "10 %", "median", "90 %", "most"], deciles, "Lengths")
+        yield (
+            f"<p>{data['rows_with_parse_errors']:,} programs ({data['parse_error_row_share']:.2%}) do not parse whole; "
+            f"{data['parse_error_byte_share']:.2%} of the code’s bytes lie in what does not parse.</p>"
+        )
+        yield from _contamination(data["contamination"])
+    yield "</section>"
+
+
+def _contamination(found: dict[str, Any]) -> Iterable[str]:
+    reasons = "; ".join(f"{k}: {v.rstrip('.')}" for k, v in found["not_checked"].items())
+    if reasons:
+        yield f"<p>Not compared with the problems of a benchmark: {html.escape(reasons)}.</p>"
+    if not found["checked"]:
+        return
+    flagged, checked, limit, short = (found[k] for k in ("flagged", "checked", "thresholds", "too_short"))
+    by = ", ".join(f"{k} {v}" for k, v in found["by"].items())
+    yield (
+        f"<p>Contamination: <b>{flagged:,} of {checked:,} rows</b> ({100 * flagged / checked:.3f} %) hold a problem of "
+        f"{html.escape(' or '.join(found['against']))} ({by}); they are nearest to {found['problems_flagged']} of the "
+        f"{found['problems']} problems. A row counts if it holds {limit['code']:g} of a program’s n-grams or "
+        f"{limit['text']:g} of a text’s, or if MinHash estimates a Jaccard similarity of {limit['minhash']:g}. "
+        f"{short['code']} programs and {short['text']} texts are too short to be found by n-grams.</p>"
+    )
+    names = ["row", "nearest problem", "program", "text", "MinHash", "counted by"]
+    rows = [
+        [p["row"], p["task"], *(f"{p[k]:.2f}" for k in ("code", "text", "minhash")), ", ".join(p["by"]) or "-"]
+        for p in found["nearest"]
+    ]
+    yield _table(names, rows, f"The {len(rows)} nearest pairs of a row and a problem")
+    if "embeddings" in found:
+        near = [[p["row"], p["task"], f"{p['cosine']:.3f}"] for p in found["embeddings"]["nearest"]]
+        yield _table(["row", "nearest problem", "cosine"], near, f"By embeddings of {found['embeddings']['model']}")
 
 
 def _figures(summary: dict[str, Any]) -> Iterable[str]:

@@ -329,6 +329,7 @@ def write(cfg: Config) -> Path:
         "paper": checked,
         "power": stats.power_table(),
         "deviations": deviations(cfg),
+        "data": data_sets(cfg),
         "provenance": {"report": provenance(switches=cfg.as_dict()), "runs": provenances(cfg)},
     }
     for name, value in facts.items():
@@ -378,6 +379,18 @@ def deviations(cfg: Config) -> list[dict[str, Any]]:
         for name, ours in cfg.as_dict().items()
         if ours != theirs[name] and name not in ("preset", "masking", "seed")
     ]
+
+
+def data_sets(cfg: Config) -> dict[str, Any]:
+    """Statistics of the data sets that the runs of this seed were trained on, by the runs' names."""
+    of: dict[str, list[str]] = {}
+    for strategy in ROWS:
+        path = cfg.with_masking(strategy).run_dir / "provenance.json"
+        if path.exists():
+            of.setdefault(read_json(path)["data"], []).append(plots.NAMES[strategy])
+    files = {", ".join(names): cfg.preset_dir / "data" / mark / "stats.json" for mark, names in of.items()}
+    found = {names: read_json(path) for names, path in files.items() if path.exists()}
+    return {names: facts for names, facts in found.items() if "contamination" in facts}  # older ones have less to show
 
 
 def provenances(cfg: Config) -> dict[str, Any]:

@@ -7,7 +7,8 @@
 The four tiers are the paper's (Algorithm 1, Table 3). Offsets are UTF-8 bytes throughout. A *tiered* node is one
 whose type the language's table lists; its extent is the whole node, except that a definition (`headers`) reaches
 only as far as its body. A byte's tier is that of its innermost tiered node, punctuation and constants being tiered
-themselves. A tree-sitter ERROR counts as a node of the default tier, so that what still parses inside keeps its own.
+themselves; comments have none. A tree-sitter ERROR counts as a node of the default tier, so that what still parses
+inside keeps its own.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Table:
     condition: str  # if / elif / else, conditional expressions, match, switch
     control: str  # for, while, return, and whatever else moves control
     headers: str  # skeleton nodes that own their bytes only up to their field `body`, or the one named as `node:field`
-    comments: str  # node types whose bytes are never punctuation
+    comments: str  # node types whose bytes are of the default tier, punctuation included
     punctuation: bytes = b"()[]{},:;."  # skeleton wherever it stands outside comments
     walrus: bool = False  # whether `:=` is an operator, so that its colon is no punctuation
     function: str = "language"  # the wheel's function that gives the grammar
@@ -205,6 +206,7 @@ class Grammar:
     paints: np.ndarray  # bool: the kinds whose nodes own bytes, tiered ones and ERROR
     comments: np.ndarray  # bool
     bodies: dict[int, int]  # id of the field up to which a header reaches
+    marks: bytes  # by byte: 1 for punctuation
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,8 @@ def grammar(language: str = "python") -> Grammar:
         if number is None:
             raise UserError(f"language: {language}'s table lists the field {entry!r}, which its grammar does not know.")
         bodies |= dict.fromkeys(ids(name), number)
-    return Grammar(table, Parser(lang), tier_of_kind, paints, comments, bodies)
+    marks = bytes(byte in table.punctuation for byte in range(256))
+    return Grammar(table, Parser(lang), tier_of_kind, paints, comments, bodies, marks)
 
 
 def _table(language: str) -> Table:
@@ -352,13 +355,12 @@ def _walk(tree: tree_sitter.Tree, g: Grammar) -> Nodes:
             continue
         while not right():
             if not up():
-                start, end = np.array(starts, np.int32), np.array(ends, np.int32)
+                n = len(kinds)
+                start, end, kind = (np.fromiter(x, np.int32, n) for x in (starts, ends, kinds))
                 reach = end.copy()
-                if cut:
-                    at, to = np.array(cut).T
+                for at, to in cut:
                     reach[at] = to
-                kind = np.minimum(np.array(kinds, np.int32), len(g.tier_of_kind) - 1)
-                return Nodes(start, end, kind, reach)
+                return Nodes(start, end, np.minimum(kind, len(g.tier_of_kind) - 1), reach)
 
 
 def byte_tiers(parsed: Parsed, owner: TierOwner = "innermost") -> np.ndarray:
@@ -370,7 +372,7 @@ def byte_tiers(parsed: Parsed, owner: TierOwner = "innermost") -> np.ndarray:
     tiers = _paint(
         nodes.start[own], nodes.reach[own], g.tier_of_kind[nodes.kind[own]], len(parsed.source), owner == "innermost"
     )
-    return _paint_punctuation(tiers, parsed)
+    return _paint_rest(tiers, parsed)
 
 
 def _paint(start: np.ndarray, end: np.ndarray, tier: np.ndarray, length: int, innermost: bool) -> np.ndarray:
@@ -389,21 +391,20 @@ def _paint(start: np.ndarray, end: np.ndarray, tier: np.ndarray, length: int, in
         codes.append(code)
         ends.append(e)
         tiers.append(code)
-    return np.repeat(np.array(codes, np.uint8), np.diff([*cuts, length]))
+    cuts.append(length)
+    at = np.fromiter(cuts, np.int64, len(cuts))
+    return np.repeat(np.frombuffer(bytes(codes), np.uint8), at[1:] - at[:-1])
 
 
-def _paint_punctuation(tiers: np.ndarray, parsed: Parsed) -> np.ndarray:
-    """Punctuation is skeleton (A.2: `auxiliary syntax such as punctuation`). Inside strings it is so already."""
-    raw = np.frombuffer(parsed.source, np.uint8)
-    is_mark = np.zeros(256, bool)
-    is_mark[list(parsed.grammar.table.punctuation)] = True
-    mark = is_mark[raw]
-    if parsed.grammar.table.walrus:
-        mark[:-1] &= ~((raw[:-1] == ord(":")) & (raw[1:] == ord("=")))
-    nodes = parsed.nodes
-    for at in np.flatnonzero(parsed.grammar.comments[nodes.kind]).tolist():
-        mark[nodes.start[at] : nodes.end[at]] = False
-    tiers[mark] = SKELETON
+def _paint_rest(tiers: np.ndarray, parsed: Parsed) -> np.ndarray:
+    """Punctuation is skeleton (A.2: `auxiliary syntax such as punctuation`), inside strings it is so already; comments
+    are of no tier, wherever the tree hangs them."""
+    g, nodes = parsed.grammar, parsed.nodes
+    source = parsed.source.replace(b":=", b"  ") if g.table.walrus else parsed.source
+    np.putmask(tiers, np.frombuffer(source.translate(g.marks), bool), SKELETON)
+    at = np.flatnonzero(g.comments[nodes.kind])
+    for start, end in zip(nodes.start[at].tolist(), nodes.end[at].tolist(), strict=True):
+        tiers[start:end] = DEFAULT
     return tiers
 
 
@@ -426,7 +427,7 @@ def _keyword_tiers(parsed: Parsed) -> np.ndarray:
                 done = True
                 break
             above.pop()
-    return _paint_punctuation(tiers, parsed)
+    return _paint_rest(tiers, parsed)
 
 
 def node_spans(parsed: Parsed, tiered_only: bool = False) -> np.ndarray:
@@ -435,9 +436,9 @@ def node_spans(parsed: Parsed, tiered_only: bool = False) -> np.ndarray:
     In document order, outer nodes first. With `tiered_only`, nodes without a tier are left out.
     """
     nodes = parsed.nodes
-    tier = parsed.grammar.tier_of_kind[nodes.kind].astype(np.int32)
-    spans = np.column_stack([nodes.start, nodes.end, tier])[1:]
-    return spans[spans[:, 2] > 0] if tiered_only else spans
+    spans = np.empty((len(nodes.kind), 3), np.int32)
+    spans[:, 0], spans[:, 1], spans[:, 2] = nodes.start, nodes.end, parsed.grammar.tier_of_kind[nodes.kind]
+    return spans[1:][spans[1:, 2] > 0] if tiered_only else spans[1:]
 
 
 def name_spans(parsed: Parsed) -> np.ndarray:

@@ -125,7 +125,7 @@ def train(cfg: Config) -> None:
     import deepspeed
     import deepspeed.ops
 
-    from treediff import corpus
+    from treediff import corpus, prepare
 
     # DeepSpeed would compile its shared-memory collectives on a CPU (30 s, needs g++); gloo gives the same bits.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -138,7 +138,7 @@ def train(cfg: Config) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
-    data = corpus.prepared(cfg)
+    data = prepare.prepared(cfg)
     uids = np.asarray(data.with_format("numpy")["uid"][:], np.int64)
     eos, mask = tok.eos_token_id, tok.mask_token_id
     total = batch.total_steps(cfg, len(uids))
@@ -205,7 +205,7 @@ def train(cfg: Config) -> None:
                     lines.last_checkpoint = step + 1
     if lines:
         lines.flush()
-        write_json(cfg.run_dir / "provenance.json", provenance(data=corpus.data_fingerprint(cfg), steps=total))
+        write_json(cfg.run_dir / "provenance.json", provenance(data=prepare.data_fingerprint(cfg), steps=total))
     checkpoints.publish(cfg, net, rank)
     if lines:
         lines.close()

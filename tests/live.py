@@ -1,0 +1,85 @@
+"""Counts the bytes of live tensors: `with Live() as live: ...; live.peak`. Run as a script it measures a training step.
+
+python tests/live.py PORT '[{"precision": "bf16", "flash": true, ...}, ...]'      # prints a list of peaks [bytes]
+"""
+
+import gc
+import json
+import os
+import sys
+import weakref
+
+import torch
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Live(TorchDispatchMode):
+    """Follows each storage that an operation returns from its making to its end."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.sizes = {}
+
+    def _add(self, tensor):
+        storage = tensor.untyped_storage()
+        if tensor.device.type != "meta" and storage._cdata not in self.sizes:
+            self.sizes[storage._cdata] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, storage._cdata)
+
+    def _free(self, key):
+        self.now -= self.sizes.pop(key, 0)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        _pytree.tree_map_only(torch.Tensor, self._add, out)
+        return out
+
+
+def step(cfg, flash: bool) -> int:
+    """Peak of the second optimiser step (AdamW's moments are there) under DeepSpeed, every token masked [bytes]."""
+    import deepspeed
+    import deepspeed.ops
+
+    from treediff import batch, loss, model, plan, train
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(verbose=False)
+    with Live() as live:
+        net = model.new_backbone(cfg, cfg.vocab_size, 1, 2)
+        net = net.to(torch.bfloat16 if cfg.precision == "bf16" else torch.float32)
+        net.config._attn_implementation = "sdpa" if flash else "eager"
+        net = model.add_lora(net, cfg) if cfg.lora_rank else net
+        if cfg.gradient_checkpointing:
+            train.recompute(net)
+        denoiser = loss.Denoiser(net).train()
+        config = train.deepspeed_config(cfg, plan.Size.of(net).trained)
+        engine, *_ = deepspeed.initialize(model=denoiser, optimizer=train.optimiser(cfg, denoiser), config=config)
+        shape = (cfg.micro_batch, cfg.max_length)
+        ids, all_ = torch.randint(3, cfg.vocab_size, shape), torch.ones(shape, dtype=torch.bool)
+        sums = loss.no_sums(torch.device("cpu"))
+        for number in range(2 * cfg.accumulation):
+            if number % cfg.accumulation == 0:
+                gc.collect()
+                live.peak = live.now
+            m = batch.micro(ids, ids, all_, all_ / ids.numel(), torch.zeros(shape[0]).long(), all_.byte(), all_)
+            train.micro_step(engine, m, sums, cfg.accumulation)
+            peak = live.peak  # before AdamW's step, whose temporaries a fused one does not have
+            engine.step()
+    return peak
+
+
+if __name__ == "__main__":
+    from treediff.config import resolve
+
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "MASTER_PORT": sys.argv[1]}
+    peaks = []
+    for switches in json.loads(sys.argv[2]):
+        flash = switches.pop("flash")
+        peaks.append(step(resolve("tiny", processes=1, **switches), flash))
+        gc.collect()
+    print(json.dumps(peaks))

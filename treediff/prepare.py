@@ -1,0 +1,402 @@
+"""Rows -> a chosen, encoded Arrow data set: parallel over cores, in flat memory, going on after kill -9.
+
+    data = prepared(cfg)             # a datasets.Dataset under runs/<preset>/data/, made if it is missing
+    data[0]["input_ids"], data[0]["labels"], data[0]["spans"]
+    stats(cfg)["rows"]               # how many rows were read, dropped for which reason, not chosen, kept
+
+The rows are cut into chunks; each becomes one Arrow file, written whole or not at all, under `.<name>.parts` beside the
+data set. A call that follows a killed one takes over the files that are there. Of the rows that can serve, a seeded
+hash of their number chooses `rows`, so that neither the processes nor a restart nor the order of work can change which.
+Command: treediff prepare --data FILE --tokenizer FOLDER --out DIR
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from treediff import contamination, corpus, syntax, tokens
+from treediff.config import Config, UserError, read_json, whole, write_json
+from treediff.corpus import Dropped, fingerprint
+from treediff.tokens import CODE, LABELS, PROMPT, REASONING
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+    from transformers import PreTrainedTokenizerFast
+
+log = logging.getLogger(__name__)
+
+CHUNK = 16_000_000  # bytes of rows: what a kill can lose per process, and a process's memory, grow with it
+SHARD = 128_000_000  # bytes of a file of the finished data set
+_FORMAT = 2  # raise it when the same rows and switches give other bits
+
+
+def prepared(cfg: Config, out: Path | None = None) -> datasets.Dataset:
+    """The encoded data set of `cfg`, made first if it is missing. Its statistics lie beside it in stats.json.
+
+    Raises UserError if `out` holds something else, if no row can be used, or if the disk is full.
+    """
+    import datasets
+
+    folder = Path(out or data_folder(cfg))
+    if not (folder / "stats.json").exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder}: not empty, and no data set of ours; name another folder.")
+        with _alone(folder):
+            if not (folder / "stats.json").exists():
+                _prepare(cfg, folder)
+    elif read_json(folder / "stats.json")["fingerprint"] != data_fingerprint(cfg):
+        raise UserError(f"{folder}: holds a data set made from other data or switches; name another folder.")
+    return datasets.load_from_disk(str(folder)).with_format("numpy")
+
+
+def stats(cfg: Config, out: Path | None = None) -> dict[str, Any]:
+    """What is known of the prepared data set: rows at each filter, tokens by label, lengths, shares, contamination.
+
+    The contamination is checked again if it was not checked yet, or against other benchmark files or embeddings.
+    """
+    prepared(cfg, out)
+    folder = Path(out or data_folder(cfg))
+    found = read_json(folder / "stats.json")
+    known = found["contamination"]
+    other_model = cfg.embedder not in ("", known.get("embeddings", {}).get("model")) and known["against"]
+    if other_model or known["against"] != contamination.stamps(cfg):
+        found["contamination"] = _check(cfg, sorted(folder.glob("*.arrow")))
+        write_json(folder / "stats.json", found)
+    return found
+
+
+def data_folder(cfg: Config) -> Path:
+    """runs/<preset>/data/<fingerprint of everything that the data set depends on>."""
+    return cfg.preset_dir / "data" / data_fingerprint(cfg)
+
+
+def data_fingerprint(cfg: Config) -> str:
+    """Changes with the data, the tokenizer, the grammar, any data switch, and what else decides about a row: the
+    weights where they choose a token's owner, the benchmarks where rows like theirs are dropped."""
+    switches = {k: v for k, v in cfg.as_dict("data").items() if k != "tokenizer"}
+    weights = cfg.weights() if cfg.token_owner == "max_weight" else []
+    against = contamination.stamps(cfg) if cfg.decontaminate else []
+    grammar = syntax.grammar_version(cfg.language)
+    return fingerprint(switches, _tokenizer_stamp(cfg), _data_stamp(cfg), weights, grammar, against, _FORMAT)
+
+
+def _data_stamp(cfg: Config) -> Any:
+    """What stands for the rows: a file's size and time; TinyCode's own source; nothing for a hub data set."""
+    if cfg.data == "tinycode":
+        return hashlib.sha256(Path(__file__).with_name("tinycode.py").read_bytes()).hexdigest()
+    source = Path(cfg.data)
+    return [source.stat().st_size, source.stat().st_mtime_ns] if source.is_file() else []
+
+
+def _tokenizer_stamp(cfg: Config) -> str:
+    """What stands for the tokenizer: a hash of its merges and its template, wherever it lies."""
+    tok = _tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
+    said = [tok.backend_tokenizer.to_str(), tok.chat_template, tok.mask_token, tok.eos_token]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(folder: str, revision: str) -> PreTrainedTokenizerFast:
+    return tokens.load_tokenizer(folder, revision)
+
+
+# --- the run -------------------------------------------------------------------------------------------------------
+
+
+def _prepare(cfg: Config, folder: Path) -> None:
+    """Make `folder`. Bad input leaves nothing; a kill or a full disk leaves the finished parts to the next call."""
+    mark = data_fingerprint(cfg)
+    cfg = cfg.but(tokenizer=corpus.tokenizer_folder(cfg))
+    beside = folder.with_name(f".{folder.name}.parts")
+    parts = beside / mark
+    for old in (*beside.glob("*"), *folder.parent.glob(f".{folder.name}.*.tmp")):  # of other data; of a killed call
+        if old != parts:
+            shutil.rmtree(old)
+    try:
+        files = _encode(cfg, parts)
+        with whole(folder) as spot:
+            spot.mkdir()
+            _publish(cfg, files, spot, mark)
+    except UserError:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    except BrokenProcessPool:
+        raise UserError(
+            "workers: a process ended before its work did; if memory ran out, set workers to fewer. The same call goes "
+            'on from here (a script that makes it needs `if __name__ == "__main__":`).'
+        ) from None
+    except OSError as e:
+        kept = len(list(parts.glob("*.arrow")))
+        raise UserError(
+            f"{folder}: cannot be written ({e.strerror or e}); make room and call again; {kept} parts are kept for it."
+        ) from None
+    shutil.rmtree(beside)
+
+
+def _encode(cfg: Config, parts: Path) -> list[Path]:
+    """Write the part of every chunk that has none yet; all parts' files, in the order of the rows."""
+    from tqdm import tqdm
+
+    files: list[Path] = []
+
+    def jobs() -> Iterator[tuple[Any, ...]]:
+        for number, rows in enumerate(_chunks(cfg)):
+            files.append(parts / f"{number:06d}.arrow")
+            if not files[-1].exists():
+                yield cfg, files[-1], rows
+
+    with tqdm(desc="prepare", unit=" rows", mininterval=2) as bar:
+        for done in spread(cfg, encode_part, jobs()):
+            bar.update(done)
+    return files
+
+
+def _chunks(cfg: Config) -> Iterator[list[tuple[int, Any]]]:
+    """The numbered rows, in lists of about CHUNK bytes. They depend on the data alone."""
+    rows, size = [], 0
+    for number, row in corpus.raw_rows(cfg):
+        rows.append((number, row))
+        size += len(row) if isinstance(row, bytes) else sum(len(v) for v in row.values() if isinstance(v, str))
+        if size >= CHUNK:
+            yield rows
+            rows, size = [], 0
+    if rows:
+        yield rows
+
+
+def encode_part(cfg: Config, path: Path, rows: list[tuple[int, Any]]) -> int:
+    """Encode a chunk into the Arrow file `path`; what was dropped stands in its metadata. The number of rows read."""
+    import pyarrow as pa
+
+    tok = _tokenizer(cfg.tokenizer, cfg.revision)
+    dropped: Counter[str] = Counter()
+    records: list[dict[str, Any]] = []
+    for number, raw in rows:
+        row = corpus.read_row(cfg.data, number, raw)
+        try:
+            ex = corpus.example({"id": str(number), **row}, cfg.language)
+            records.append({"row": number, **corpus.encode(cfg, tok, ex)})
+        except Dropped as reason:
+            dropped[str(reason)] += 1
+    facts = {"read": len(rows), "dropped": dropped, "rows": [r["row"] for r in records]}
+    arrays = [_column([r[f.name] for r in records], f.type) for f in _schema()]
+    table = pa.table(arrays, schema=_schema().with_metadata({"facts": json.dumps(facts)}))
+    with whole(path) as spot, pa.OSFile(str(spot), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    return len(rows)
+
+
+def _schema() -> pa.Schema:
+    """Columns of a part: those of the data set, and what its statistics need."""
+    import pyarrow as pa
+
+    own = {"id": pa.string(), "uid": pa.int64()}
+    own |= {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.uint8()), "spans": pa.list_(pa.int32())}
+    return pa.schema(own | dict.fromkeys(("row", "code_bytes", "error_bytes"), pa.int64()))
+
+
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+
+    if not pa.types.is_list(kind):
+        return pa.array(values, kind)
+    offsets = np.cumsum([0] + [len(v) for v in values], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(values) if values else [], kind.value_type))
+
+
+# --- the choice and the data set -------------------------------------------------------------------------------------
+
+
+def _publish(cfg: Config, files: list[Path], spot: Path, mark: str) -> None:
+    """Write the data set of the chosen rows of all parts to the folder `spot`, with its stats.json."""
+    facts = [_facts(path) for path in files]
+    dropped = sum((Counter(f["dropped"]) for f in facts), Counter())
+    fit = np.array([n for f in facts for n in f["rows"]], np.int64)
+    if cfg.decontaminate:
+        compared = spread(cfg, contamination.compare_file, ((cfg, path) for path in files))
+        flagged = [f["rows"][i] for f, found in zip(facts, compared, strict=True) for i in found.flagged]
+        fit = fit[~np.isin(fit, flagged)]
+        dropped["contaminated"] = len(flagged)
+    read = sum(f["read"] for f in facts)
+    if not len(fit):
+        why = ", ".join(f"{n} {reason}" for reason, n in dropped.most_common()) or "it has no rows"
+        raise UserError(f"{cfg.data}: no row can be used ({why}).")
+    chosen = choice(fit, cfg.rows, cfg.data_seed)
+    if len(chosen) < cfg.rows:
+        log.warning("%s: %d rows can be used, fewer than the %d wanted.", cfg.data, len(chosen), cfg.rows)
+    tally = _write(files, chosen, spot, mark)
+    checked = _check(cfg, sorted(spot.glob("*.arrow")))
+    rows = {"read": read, "dropped": dict(dropped.most_common()), "usable": len(fit)}
+    rows |= {"not_chosen": len(fit) - len(chosen), "kept": len(chosen)}
+    known = {"fingerprint": mark, "data": cfg.data, "tokenizer": cfg.tokenizer, "rows": rows}
+    write_json(
+        spot / "stats.json", known | tally.as_dict() | {"contamination": checked, "switches": cfg.as_dict("data")}
+    )
+
+
+def choice(numbers: np.ndarray, rows: int, seed: int) -> np.ndarray:
+    """The `rows` of these row numbers that a seeded hash puts first (all, if `rows` is 0), in ascending order."""
+    if not rows or len(numbers) <= rows:
+        return numbers
+    keys = [hashlib.blake2b(f"{seed} {n}".encode(), digest_size=8).digest() for n in numbers.tolist()]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return np.sort(numbers[order[:rows]])
+
+
+def _write(files: list[Path], chosen: np.ndarray, spot: Path, mark: str) -> Tally:
+    """Copy the chosen rows of the parts into shards that `datasets.load_from_disk` opens."""
+    import datasets
+    import pyarrow as pa
+
+    columns = ["id", "uid", "input_ids", "labels", "spans"]
+    features = datasets.Features.from_arrow_schema(pa.schema([_schema().field(c) for c in columns]))
+    tally, shards, writer, size = Tally(), [], None, 0
+    for path in files:
+        with pa.OSFile(str(path)) as file:
+            table = pa.ipc.open_stream(file).read_all()
+        table = table.filter(pa.array(np.isin(table["row"].to_numpy(), chosen)))
+        tally.add(table)
+        if writer is None or size > SHARD:
+            if writer:
+                writer.finalize()
+            size = 0
+            shards.append(f"data-{len(shards):05d}.arrow")
+            writer = datasets.arrow_writer.ArrowWriter(path=str(spot / shards[-1]), features=features)
+        writer.write_table(table.select(columns))
+        size += table.nbytes
+    writer.finalize()
+    # What Dataset.save_to_disk writes; that would map all of it into memory first.
+    datasets.DatasetInfo(features=features).write_to_directory(str(spot))
+    state = {"_data_files": [{"filename": name} for name in shards], "_fingerprint": mark, "_split": None}
+    state |= {"_format_type": None, "_format_columns": None, "_format_kwargs": {}, "_output_all_columns": False}
+    write_json(spot / "state.json", state)
+    return tally
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    import pyarrow as pa
+
+    with pa.OSFile(str(path)) as file:
+        return json.loads(pa.ipc.open_stream(file).schema.metadata[b"facts"])
+
+
+class Tally:
+    """Statistics of the rows kept, added up part by part."""
+
+    def __init__(self) -> None:
+        self.by_label = np.zeros(len(LABELS), np.int64)
+        self.lengths: dict[str, list[np.ndarray]] = {k: [] for k in ("sample", "prompt", "reasoning", "code")}
+        self.code_bytes = self.error_bytes = self.with_errors = 0
+
+    def add(self, table: pa.Table) -> None:
+        column = table["labels"].combine_chunks()
+        labels, sizes = column.flatten().to_numpy(), np.diff(column.offsets.to_numpy())
+        self.by_label += np.bincount(labels, minlength=len(LABELS))
+        row = np.repeat(np.arange(len(sizes)), sizes)
+        is_code = labels >= CODE
+        for name, which in (("prompt", labels == PROMPT), ("reasoning", labels == REASONING), ("code", is_code)):
+            self.lengths[name].append(np.bincount(row[which], minlength=len(sizes)))
+        self.lengths["sample"].append(sizes)
+        errors = table["error_bytes"].to_numpy()
+        self.code_bytes += int(table["code_bytes"].to_numpy().sum())
+        self.error_bytes += int(errors.sum())
+        self.with_errors += int((errors > 0).sum())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Tokens by label, shares, and the deciles of the samples' and regions' lengths [tokens]."""
+        code = max(1, int(self.by_label[CODE:].sum()))
+        lengths = {k: np.concatenate(v) for k, v in self.lengths.items()}
+        deciles = {k: np.percentile(v, range(0, 101, 10), method="lower").tolist() for k, v in lengths.items()}
+        return {
+            "tokens": dict(zip(LABELS, self.by_label.tolist(), strict=True)),
+            "longest": int(lengths["sample"].max()),
+            "length_deciles": deciles,
+            "default_share": round(int(self.by_label[CODE]) / code, 4),
+            "rows_with_parse_errors": self.with_errors,
+            "parse_error_row_share": round(self.with_errors / len(lengths["sample"]), 5),
+            "parse_error_byte_share": round(self.error_bytes / max(1, self.code_bytes), 5),
+        }
+
+
+def _check(cfg: Config, files: list[Path]) -> dict[str, Any]:
+    """Compare the rows of Arrow files with the benchmarks, a file per process at a time."""
+    cfg = cfg.but(tokenizer=corpus.tokenizer_folder(cfg))
+    if not contamination.stamps(cfg):
+        return contamination.summary(cfg, [])
+    found = contamination.summary(cfg, spread(cfg, contamination.compare_file, ((cfg, path) for path in files)))
+    return found | ({"embeddings": contamination.embedded(cfg, files)} if cfg.embedder else {})
+
+
+# --- processes -----------------------------------------------------------------------------------------------------
+
+
+def spread(cfg: Config, task: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+    """task(*job) of every job, in order, over `workers` processes (0: one per core); here, if there is but one job.
+
+    Only a few jobs are drawn ahead. An error of a task is raised here; BrokenProcessPool if a process dies.
+    """
+    jobs = iter(jobs)
+    first = list(islice(jobs, 2))
+    workers = cfg.workers or len(os.sched_getaffinity(0))
+    if len(first) < 2 or workers == 1:
+        for job in chain(first, jobs):
+            yield task(*job)
+        return
+    # Not forked: the tokenizer's and torch's threads would not survive it.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_as_worker) as pool:
+        waiting: deque = deque()
+        try:
+            for job in chain(first, jobs):
+                waiting.append(pool.submit(task, *job))
+                if len(waiting) > workers + 2:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _as_worker() -> None:
+    """A process of ours leaves Ctrl-C to the one that started it, and does not outlive that one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of the data set `folder`; wait for another process that makes it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s: another process is making this data set; waiting for it", folder)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
