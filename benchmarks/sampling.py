@@ -35,8 +35,8 @@ MODES: dict[str, dict[str, Any]] = {
     "dual cache": {"cache": "dual"},
     "2 a step": {"steps": 0.5},
     **{f"threshold {t}": {"threshold": t} for t in (0.9, 0.99, 0.999)},
-    **{f"{t} + dual": {"threshold": t, "cache": "dual"} for t in (0.9, 0.99, 0.995, 0.998, 0.999)},
-    **{f"{t} + prefix": {"threshold": t, "cache": "prefix"} for t in (0.99, 0.999)},
+    **{f"{t} + dual": {"threshold": t, "cache": "dual"} for t in (0.9, 0.99, 0.995, 0.999)},
+    **{f"{t} + prefix": {"threshold": t, "cache": "prefix"} for t in (0.995,)},
 }
 
 
