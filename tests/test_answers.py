@@ -149,6 +149,15 @@ def test_other_settings_are_refused(run):
         answers.sampled(run.but(threshold=0.9), "tinycode", 32)
 
 
+def test_a_damaged_file_is_named(run):
+    path = answers.sampled(run, "tinycode", 32)
+    for damage in ("{", "[]", '{"task_id": 1}'):
+        path.write_text(path.read_text() + damage + "\n")
+        with pytest.raises(UserError, match=rf"{path}: this file holds a line that is no sample"):
+            answers.sampled(run, "tinycode", 32)
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
 def test_more_tasks_and_more_samples_go_on_from_what_is_there(run):
     warm = run.but(temperature=0.7)
     path = answers.sampled(warm.but(limit=4), "tinycode", 32)

@@ -399,7 +399,7 @@ def frame(text: str, boxes: Sequence[tuple[int, int, str]], masked: np.ndarray, 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.patches import Rectangle
 
-    figure, [[ax]] = _panels([[text]], right=max(0.0, 6.4 - _columns(text) * _CELL[0]))  # the legend is wider
+    figure, [[ax]] = _panels([[text]], right=max(0.0, 6.2 - _columns(text) * _CELL[0]))  # the legend is wider
     figure.set_dpi(100)
     FigureCanvasAgg(figure)
     _code(ax, text, boxes, masked)
@@ -408,9 +408,10 @@ def frame(text: str, boxes: Sequence[tuple[int, int, str]], masked: np.ndarray, 
         if lit:
             row = int(np.searchsorted(starts, start, "right")) - 1
             width = min(end, int(starts[row + 1]) - 1) - start
-            ax.add_patch(Rectangle((start - int(starts[row]), row), max(width, 0.3), 1, fill=False, lw=1.6))
+            if width > 0:
+                ax.add_patch(Rectangle((start - int(starts[row]), row), width, 1, fill=False, lw=1.6))
     ax.set_title(title, fontsize=9, loc="left")
-    _tier_legend(figure, LABELS[1:], masked=True)
+    _tier_legend(figure, masked=True)
     return figure
 
 
