@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from treediff import answers, corpus, page, paper, plots, stats, tokens
+from treediff import answers, corpus, page, paper, plots, stats, tokens, trajectory
 from treediff.config import MASKINGS, SWITCHES, Config, UserError, provenance, read_json, resolve, whole, write_json
 from treediff.ledgers import (
     ROWS,
@@ -32,7 +32,6 @@ from treediff.paper import HALVES, PAPER, paper_markdown
 from treediff.tables import as_csv, cell, latex, markdown, pass_at_markdown
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
@@ -161,27 +160,6 @@ def program_figure(cfg: Config, benchmark: str, length: int, task: str) -> Figur
     return plots.programs(panels)
 
 
-def answer_view(cfg: Config, record: dict[str, Any]) -> tuple[str, list[tuple[int, int, str]], np.ndarray, np.ndarray]:
-    """An answer for drawing: its text, a box per token coloured by tier, the step of each token, label of each."""
-    tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
-    text, runs, at, labels = corpus.answer_tokens(cfg, tok, record["ids"], record["committed_at"])
-    boxes = [(a, b, plots.COLOURS[tokens.LABELS[i]]) for (a, b), i in zip(runs, labels, strict=True)]
-    return text, boxes, at, labels
-
-
-def state_figure(cfg: Config, benchmark: str, length: int, task: str, share: float = 110 / 256) -> Figure:
-    """Figure 3 in our data: the answers of random and AST masking part of the way (the paper: step 110 of 256)."""
-    step = round(share * length / cfg.tokens_per_step)
-    panels = []
-    for strategy in ("random", "ast"):
-        run = cfg.with_masking(strategy)
-        record = answers.read_samples(answers.samples_path(run, benchmark, length))[task]
-        text, boxes, at, _ = answer_view(run, record)
-        title = f"{plots.NAMES[strategy]}, before step {step} of {length // cfg.tokens_per_step}"
-        panels.append((title, text, boxes, at >= step))
-    return plots.states(panels)
-
-
 def robustness_figure(cfg: Config) -> Figure:
     """Figure 4 in our data: the pass rate on the plus tests over T, all benchmarks pooled, with Wilson intervals."""
     found = ledgers(cfg)
@@ -280,7 +258,8 @@ def _figures(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str, Any]]
                 f"passes {both['only_b']}, random masking alone {both['only_a']}"
             )
             figures["figure2"] = (f"Two answers to one task. {why}.", program_figure(cfg, *key, task))
-            figures["figure3"] = (f"The same answers part of the way. {why}.", state_figure(cfg, *key, task))
+            half_way = trajectory.states(cfg, *key, task, ("random", "ast"))
+            figures["figure3"] = (f"The same answers part of the way. {why}.", half_way)
     if found:
         text = (
             f"Robustness over T: pass@1 on base and plus tests of {' and '.join(cfg.benchmarks)}, with 95 % intervals "
