@@ -165,16 +165,20 @@ def text(p: dict[str, Any]) -> str:
         f"{p['steps']:,} optimiser steps of {p['rows_per_step']} rows, at most {p['tokens']:,} tokens",
         f"{p['flops']:.2e} model FLOPs ({kind} = {p['flops_per_token']:.2e} a token){more}",
         f"hours on {p['processes']} GPUs at {MFU:.0%} of the data sheet's FLOP/s (MFU): "
-        + ", ".join(f"{name} {h:.1f}" for name, h in p["hours"].items()),
+        + ", ".join(f"{name} {h:.1f}" if h >= 0.05 else f"{name} < 0.1" for name, h in p["hours"].items()),
         "",
-        "memory per GPU, worst batch [GB]",
-        *(f"  {value / 1e9:8.2f}  {name}" for name, value in p["memory"].items()),
-        f"  {p['memory_total'] / 1e9:8.2f}  in all",
+        "memory per GPU, worst batch",
+        *(f"  {_size(value)}  {name}" for name, value in p["memory"].items()),
+        f"  {_size(p['memory_total'])}  in all",
         "",
-        "disk [GB]",
-        *(f"  {value / 1e9:8.2f}  {name}" for name, value in p["disk"].items() if value),
+        "disk",
+        *(f"  {_size(value)}  {name}" for name, value in p["disk"].items() if value),
     ]
     return "\n".join(lines)
+
+
+def _size(value: float) -> str:
+    return f"{value / 1e9:8.2f} GB" if value >= 1e8 else f"{value / 1e6:8.2f} MB"
 
 
 def check(cfg: Config) -> None:
