@@ -57,6 +57,15 @@ def test_text_stands_in_its_box():
         assert extent.x1 <= box.x1 + 1.5
 
 
+def test_the_legend_fits_the_narrowest_figure():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = plots.states([("t", "ab", [(0, 2, "#fff")], np.zeros(1, bool))])
+    extent = figure.legends[0].get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.width
+
+
 def test_intervals_are_drawn_where_they_are():
     figure = plots.robustness({"base": {64: (50.0, 40.0, 62.0)}, "ast": {64: (70.0, 60.0, 80.0)}}, "pass@1")
     segments = [s for c in figure.axes[0].collections for s in c.get_segments()]
