@@ -1,5 +1,5 @@
 # A fresh machine needs make and Python >= 3.11 with venv; everything else goes into .venv, from a lock.
-#   make reproduce [ARGS="--seed 1"]     make test     make lab     make short     make clean
+#   make reproduce [ARGS="--seed 1"]     make test     make lab     make short     make gif     make clean
 PYTHON ?= python3
 ifndef LOCK
 LOCK := docker/$(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu).lock
@@ -8,7 +8,7 @@ endif
 SHORT ?= --rows 200 --max_steps 6 --pretrain.rows 200 --pretrain.max_steps 12 --limit 8 --lengths 32,64
 BIN := .venv/bin
 
-.PHONY: reproduce test short lab venv clean FORCE
+.PHONY: reproduce test short gif lab venv clean FORCE
 
 reproduce: venv
 	$(BIN)/treediff reproduce $(ARGS)
@@ -22,6 +22,10 @@ test: venv
 short: venv
 	@out=$$(mktemp -d) && echo "output: $$out/runs" && \
 	TREEDIFF_RUNS=$$out/runs $(BIN)/treediff reproduce $(SHORT) $(ARGS) && rm -rf "$$out"
+
+# The README's animation, from the tiny preset's own run (which it completes if need be).
+gif: venv
+	$(BIN)/python -m treediff.trajectory docs/denoising.gif
 
 lab: venv
 	$(BIN)/jupyter lab notebooks/ $(ARGS)

@@ -34,10 +34,12 @@ VARIANTS = {
 }
 SCALES: dict[str, dict[str, Any]] = {
     "8b": {"accumulation": 4},
+    "1b": {"accumulation": 4},
     "tiny": {"max_length": 128, "accumulation": 2, "lora_rank": 8},
 }
 SHAPES = {
     "8b": plan.LLADA_8B,
+    "1b": {**plan.LLADA_8B, "d_model": 2048, "n_layers": 8, "n_heads": 16, "n_kv_heads": 16, "mlp_hidden_size": 6144},
     "tiny": {
         "d_model": 64,
         "n_layers": 2,

@@ -149,6 +149,15 @@ def test_other_settings_are_refused(run):
         answers.sampled(run.but(threshold=0.9), "tinycode", 32)
 
 
+def test_a_damaged_file_is_named(run):
+    path = answers.sampled(run, "tinycode", 32)
+    for damage in ("{", "[]", '{"task_id": 1}'):
+        path.write_text(path.read_text() + damage + "\n")
+        with pytest.raises(UserError, match=rf"{path}: this file holds a line that is no sample"):
+            answers.sampled(run, "tinycode", 32)
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
 def test_more_tasks_and_more_samples_go_on_from_what_is_there(run):
     warm = run.but(temperature=0.7)
     path = answers.sampled(warm.but(limit=4), "tinycode", 32)
@@ -164,13 +173,15 @@ def test_more_tasks_and_more_samples_go_on_from_what_is_there(run):
     assert all(not r.get("sample") for r in answers.read_samples(path).values())
 
 
-def test_an_answer_does_not_depend_on_the_batch(run, monkeypatch):
+def test_an_answer_does_not_depend_on_the_batch(run):
     warm = run.but(temperature=0.7, sample_batch=5)
     path = answers.sampled(warm, "tinycode", 32)
-    first = {r["task_id"]: r["ids"] for r in lines(path)}
+    first = {r["task_id"]: r for r in lines(path)}
     path.unlink()
     answers.sampled(warm.but(sample_batch=1), "tinycode", 32)
-    assert {r["task_id"]: r["ids"] for r in lines(path)} == first
+    clear = [r for r in lines(path) if r["margin"] > 1e-4]  # the others' order hangs on rounding, as they say
+    assert len(clear) > 6
+    assert all(r["ids"] == first[r["task_id"]]["ids"] for r in clear)
 
 
 def test_short_memory_halves_the_batch(run, monkeypatch):
@@ -222,6 +233,7 @@ def discrete(text: str) -> list[dict]:
 
 def test_killed_processes_lose_and_double_nothing_whatever_their_number(run):
     """kill -9 in the middle, twice, with other numbers of processes; the result is that of one undisturbed process."""
+    run = run.but(sample_batch=1)  # alone, an answer is the same to the last bit
     path = answers.samples_path(run, "tinycode", 32)
     want = answers.sampled(run, "tinycode", 32).read_text()
     path.unlink()
@@ -250,6 +262,7 @@ def test_killed_processes_lose_and_double_nothing_whatever_their_number(run):
 
 
 def test_several_processes_through_the_launcher(run):
+    run = run.but(sample_batch=1)  # alone, an answer is the same to the last bit
     path = answers.samples_path(run, "tinycode", 32)
     want = answers.sampled(run, "tinycode", 32).read_text()
     path.unlink()

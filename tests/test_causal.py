@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_answers import lines, run, tiny_tokenizer  # noqa: F401 (a fixture)
 
-from treediff import answers, cli, live, report, tokens
+from treediff import answers, causal, cli, live, report, tokens
 from treediff.config import UserError, resolve
 
 
@@ -41,6 +41,9 @@ def test_a_causal_model_is_sampled_and_scored_like_a_run(runs, llama):
     assert all(r["committed_at"] == list(range(len(r["ids"]))) for r in records)
     ledger = report.scored(cfg, "tinycode", 32)
     assert ledger.is_file()
+    table = causal.table(cfg).splitlines()
+    assert [row.split(" | ")[1] for row in table[2:]] == ["Tiny", "Tiny+"]
+    assert all(str(llama) in row and "(0/4)" in row for row in table[2:])
     path.unlink()
     answers.sampled(cfg.but(sample_batch=1), "tinycode", 32)
     assert lines(path) == records  # whatever the batch

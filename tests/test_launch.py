@@ -17,17 +17,17 @@ import torch
 from safetensors.torch import load_file
 
 from treediff import answers, checkpoints, cli, launch, model, steplog, tokens, train, watch
-from treediff.config import UserError, resolve
+from treediff.config import UserError, resolve, write_json
 
 SHORT: dict = {
     "rows": 40,
-    "max_steps": 20,
+    "max_steps": 60,
     "micro_batch": 2,
-    "checkpoint_every": 4,
+    "checkpoint_every": 12,
     "d_model": 32,
     "n_layers": 2,
     "mlp_hidden": 48,
-    "eval_every": 8,
+    "eval_every": 20,
     "eval_rows": 10,
 }
 SHORT |= {"pretrain": {"rows": 60, "max_steps": 3, "micro_batch": 2}}
@@ -140,9 +140,9 @@ def logged(run_dir):
 
 
 def rewind(folder):
-    """Leave no checkpoint after step 8, so that there is room for another end; the last one's step."""
+    """Leave no checkpoint after step 24, so that there is room for another end; the last one's step."""
     for step in checkpoints.steps(folder):
-        if step > 8:
+        if step > 24:
             shutil.rmtree(folder / f"step-{step}")
     return max(checkpoints.steps(folder), default=0)
 
@@ -174,11 +174,11 @@ def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_like_one_that_is_
     for _ in range(rounds):
         for way, error in random.sample(WAYS, len(WAYS)):
             first = rewind(folder)
-            interrupted(monkeypatch, cfg, way, random.randrange(first, 17), error)
+            interrupted(monkeypatch, cfg, way, random.randrange(first, 30), error)
             assert len(checkpoints.steps(folder)) <= checkpoints.KEEP
     (cfg.run_dir / "train.log").unlink()
     if not rewind(folder):
-        interrupted(monkeypatch, cfg, kill_all, 5, (UserError, "failed"))
+        interrupted(monkeypatch, cfg, kill_all, 14, (UserError, "failed"))
     kept = checkpoints.steps(folder)
     full = r"rank\d: .*step-\d+: the checkpoint cannot be written .*Make room"
     interrupted(monkeypatch, cfg, None, 0, (UserError, full), most=40_000)
@@ -205,9 +205,10 @@ def test_ctrl_c_ends_the_ranks(done, monkeypatch):
             raise KeyboardInterrupt
         real(seconds)
 
-    monkeypatch.setattr(launch.time, "sleep", sleep)
-    with pytest.raises(KeyboardInterrupt):
-        launch.trained(cfg)
+    with monkeypatch.context() as patch:
+        patch.setattr(launch.time, "sleep", sleep)
+        with pytest.raises(KeyboardInterrupt):
+            launch.trained(cfg)
     assert alive
     assert gone(alive)
 
@@ -225,7 +226,7 @@ def test_strategies_see_the_same_samples_in_the_same_order_at_the_same_noise(don
     assert logs["random"][0]["masked_by_label"] != logs["ast"][0]["masked_by_label"]
     held = [steplog.read_log(done.with_masking(m).run_dir, "evals.jsonl") for m in logs]
     assert held[0][0] == held[1][0] == held[2][0]  # before the first step
-    assert [r["step"] for r in held[0]] == [0, 8, 16, 20]
+    assert [r["step"] for r in held[0]] == [0, 20, 40, 60]
     assert len({r[-1]["loss"] for r in held}) == 3
 
 
@@ -249,13 +250,29 @@ def test_two_nodes_of_one_process_are_one_of_two(done, monkeypatch, tmp_path):
     assert all(torch.equal(got[k], want[k]) for k in want)
 
 
+@pytest.mark.slow
+def test_one_process_with_two_micro_batches_makes_the_same_updates_as_two_processes(done, monkeypatch, tmp_path):
+    shutil.copytree(done.preset_dir, tmp_path / "runs" / "tiny")
+    want, log = load_file(done.run_dir / "adapter" / "adapter_model.safetensors"), logged(done.run_dir)
+    monkeypatch.setenv("TREEDIFF_RUNS", str(tmp_path / "runs"))
+    shutil.rmtree(done.run_dir)
+    cfg = done.but(processes=1, accumulation=2)
+    write_json(cfg.with_masking("base").run_dir / "config.json", cfg.with_masking("base").as_dict())
+    launch.trained(cfg)
+    got = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
+    assert all(torch.allclose(got[k], want[k], atol=1e-4) for k in want)  # AdamW divides by what may be rounding
+    for a, b in zip(log, logged(done.run_dir), strict=True):
+        assert (a["uids"], a["p"]) == (b["uids"], b["p"])
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-6)
+
+
 def test_zero_3_trains_resumes_and_leaves_the_same_adapter(done, monkeypatch, tmp_path):
     shutil.copytree(done.preset_dir, tmp_path / "runs" / "tiny")
     want = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
     monkeypatch.setenv("TREEDIFF_RUNS", str(tmp_path / "runs"))
     shutil.rmtree(done.run_dir)
     cfg = done.but(zero_stage=3)
-    interrupted(monkeypatch, cfg, kill_all, 9, (UserError, "failed"))
+    interrupted(monkeypatch, cfg, kill_all, 26, (UserError, "failed"))
     assert checkpoints.steps(cfg.run_dir / "checkpoints")
     launch.trained(cfg)
     got = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
@@ -286,3 +303,19 @@ def test_the_command_is_deepspeed_s(done):
     assert command[1:5] == ["-m", "deepspeed.launcher.runner", "--num_gpus", "2"]
     assert command[-3:] == ["--module", "treediff.train", str(done.run_dir)]
     assert train.deepspeed_config(done, 100)["zero_optimization"]["stage"] == 2
+
+
+def test_the_command_for_several_nodes(done, tmp_path):
+    with pytest.raises(UserError, match="master_port: must be given"):
+        done.but(nodes=2)
+    by_hand = launch.command(done.but(nodes=2, node_rank=1, master_port=29500, master_addr="10.0.0.1"), tmp_path)
+    for words in (["--no_ssh", "--node_rank", "1"], ["--master_addr", "10.0.0.1"], ["--master_port", "29500"]):
+        at = by_hand.index(words[0])
+        assert by_hand[at : at + len(words)] == words
+    by_ssh = launch.command(done.but(nodes=2, hostfile="hosts"), tmp_path)
+    assert by_ssh[3:9] == ["--num_gpus", "1", "--hostfile", "hosts", "--num_nodes", "2"]
+    assert "--master_addr" not in by_ssh
+    with pytest.raises(UserError, match="nodes: must divide processes 2"):
+        done.but(nodes=3)
+    with pytest.raises(UserError, match="hostfile: there is no file"):
+        launch.trained(done.but(seed=9, masking="base", hostfile=str(tmp_path / "none")))

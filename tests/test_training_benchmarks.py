@@ -35,6 +35,14 @@ def test_gpu_training_at_tiny_scale(tmp_path, variants):
         assert result["loss_is_finite"]
 
 
+@pytest.mark.gpu
+def test_the_memory_plan_holds_on_a_gpu(tmp_path):
+    out = tmp_path / "gpu.json"
+    run(str(FOLDER / "gpu_train.py"), "--scale", "1b", "--variants", "all,no_recomputation", "--out", str(out))
+    for result in json.loads(out.read_text())["variants"].values():
+        assert result["planned_memory"] == pytest.approx(result["peak_memory"], rel=0.15)
+
+
 def test_the_training_benchmark_compares_equal_gradients(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     import training

@@ -358,8 +358,11 @@ def _made(path: Path, mine: dict[str, Any]) -> dict[tuple[str, int], bytes]:
         except FileNotFoundError:
             continue
         for line in raw[: raw.rfind(b"\n") + 1].splitlines():
-            record = json.loads(line)
-            theirs = record["settings"]
+            try:
+                record = json.loads(line)
+                theirs = record["settings"]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{source}: this file holds a line that is no sample; delete that line.") from None
             if theirs != mine:
                 name = next(n for n in {**mine, **theirs} if mine.get(n) != theirs.get(n))
                 raise UserError(

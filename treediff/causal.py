@@ -81,3 +81,27 @@ class Causal:
         end = next((i for i, token in enumerate(ids) if token in self.ends), len(ids))
         text = self.tok.decode(ids[:end], skip_special_tokens=True)
         return {"text": text, "ids": ids[:end], "committed_at": list(range(end)), "confidence": []}
+
+
+def table(cfg: Config) -> str:
+    """The pass rates of all models that were sampled and scored under this preset, as Markdown; empty without any.
+
+    Which prompt style, extraction and length each was sampled under stands beside it: rates of others cannot be set
+    against it without.
+    """
+    from treediff import corpus, stats
+    from treediff.config import read_json
+    from treediff.paper import HALVES
+    from treediff.tables import rate
+
+    lines = []
+    for path in sorted(cfg.preset_dir.glob("model-*/scores/*.json")):
+        ledger = read_json(path)
+        said = next(iter(corpus.read_jsonl(path.parents[1] / "samples" / f"{path.stem}.jsonl")))["settings"]
+        how = ", ".join(str(said[k]) for k in ("prompt_style", "think", "extract"))
+        for part, name in zip(("base", "plus"), HALVES[ledger["benchmark"]], strict=True):
+            passed = stats.passed(ledger, part).values()
+            cells = (said["model"], name, said["T"], how, rate(sum(passed), len(passed)))
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    head = ["| model | benchmark | longest answer | prompt, think, extract | pass@1 [%] |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *lines]) if lines else ""

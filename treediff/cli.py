@@ -146,7 +146,7 @@ def export(args: argparse.Namespace, extra: list[str]) -> None:
 def sample(args: argparse.Namespace, extra: list[str]) -> None:
     from treediff import answers, live
 
-    cfg = switches(args, extra)
+    cfg = switches(args, [x for x in extra if not x.startswith("--local_rank=")])  # deepspeed's launcher adds it
     if args.prompt is not None:
         live.stream(cfg, args.prompt, sys.stdout)
         return

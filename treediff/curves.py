@@ -5,12 +5,13 @@ Each function takes records (steplog.read_log) and returns a matplotlib Figure.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from treediff import plots
+from treediff import plots, stats
 from treediff.plots import MARKER, NAMES, STRATEGY
 from treediff.tokens import LABELS
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 Log = Sequence[Mapping[str, Any]]
 
-_SHADES = ["#F0E442", "#E69F00", "#D55E00", "#CC79A7", "#0072B2"]
+_SHADES = ["#56B4E9", "#0072B2", "#009E73", "#E69F00", "#D55E00"]  # from little noise to much
 
 
 def smooth(values: np.ndarray, width: int) -> np.ndarray:
@@ -75,23 +76,32 @@ def machine(log: Log) -> Figure:
     return figure
 
 
-def heldout(runs: Mapping[str, Log], title: str = "") -> Figure:
+def heldout(runs: Mapping[str, Log]) -> Figure:
     """Share of masked held-out tokens restored, over training: one panel per tier, one line per masking.
 
-    The band is a 95 % normal interval of each share as if tokens were independent, which within a program they are not.
+    Each panel has its own axis. The band is a 95 % Wilson interval of each share as if tokens were independent, which
+    within a program they are not.
     """
+    from matplotlib.figure import Figure
+
     labels = [x for x in LABELS if any(x in r["accuracy_by_label"] for log in runs.values() for r in log)]
-    figure, panels = plots._axes(2.6, 3.3, len(labels), sharey=True)
-    for ax, label in zip(panels, labels, strict=True):
+    figure = Figure(figsize=(9.6, 2.5 * -(-len(labels) // 3) + 0.4), layout="constrained")
+    panels = figure.subplots(-(-len(labels) // 3), 3, squeeze=False).flatten()
+    for ax, label in itertools.zip_longest(panels, labels):
+        if label is None:
+            ax.set_axis_off()
+            continue
         for name, log in runs.items():
             steps = np.array([r["step"] for r in log])
             p = np.array([r["accuracy_by_label"][label] for r in log])
-            half = 1.96 * np.sqrt(p * (1 - p) / log[0]["tokens"][label])
+            count = log[0]["tokens"][label]
+            low, high = 100 * np.array([stats.wilson(round(share * count), count) for share in p]).T
             ax.plot(steps, 100 * p, color=STRATEGY[name], marker=MARKER[name], ms=4, lw=1.4, label=NAMES[name])
-            ax.fill_between(steps, 100 * (p - half), 100 * (p + half), color=STRATEGY[name], alpha=0.12, lw=0)
-        count = next(iter(runs.values()))[0]["tokens"][label]
+            ax.fill_between(steps, low, high, color=STRATEGY[name], alpha=0.12, lw=0)
         ax.set_title(f"{label} ({count} tokens)", fontsize=9, loc="left")
-        ax.set_xlabel("optimiser step")
-    panels[0].set_ylabel(f"{title}\nheld-out tokens restored [%]" if title else "held-out tokens restored [%]")
-    panels[-1].legend(frameon=False, fontsize=8, loc="lower right")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color="#EEEEEE", lw=0.8)
+    figure.supxlabel("optimiser step", fontsize=10)
+    figure.supylabel("held-out tokens restored [%]", fontsize=10)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False, fontsize=9)
     return figure

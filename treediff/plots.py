@@ -32,8 +32,10 @@ COLOURS = {
 }
 """Background of each label, light enough for black text; the hues are Okabe and Ito's."""
 STRATEGY = {"base": "#777777", "random": "#0072B2", "ast_span": "#CC79A7", "ast": "#D55E00"}
-MARKER = {"base": "s", "random": "o", "ast_span": "^", "ast": "D"}
+STRATEGY |= {"identifier": "#009E73", "line": "#E69F00"}
+MARKER = {"base": "s", "random": "o", "ast_span": "^", "ast": "D", "identifier": "v", "line": "P"}
 NAMES = {"base": "Backbone", "random": "Random masking", "ast_span": "AST (span)", "ast": "AST (TreeDiff)"}
+NAMES |= {"identifier": "Whole names", "line": "Whole lines"}
 MASKED = "#333333"
 
 _ANSI = {"default": "0", "skeleton": "36", "data": "32", "condition": "33", "control": "31"}
@@ -63,7 +65,7 @@ def _panels(texts: Sequence[Sequence[str]], titled: bool = True, right: float = 
     gap, top, legend = 0.3, 0.28 if titled else 0.05, 0.4
     widths = [max(_columns(row[i]) for row in texts) * _CELL[0] for i in range(len(texts[0]))]
     heights = [max(len(t.split("\n")) for t in row) * _CELL[1] for row in texts]
-    width = max(5.2, sum(widths) + gap * (len(widths) + 1) + right)
+    width = max(6.4, sum(widths) + gap * (len(widths) + 1) + right)
     height = sum(heights) + (top + 0.1) * len(heights) + legend
     figure = Figure(figsize=(width, height))
     axes, y = [], height
@@ -129,7 +131,8 @@ def _tier_legend(figure: Figure, labels: Sequence[str] = LABELS[CODE:], masked: 
     patches = [Patch(facecolor=COLOURS[x], edgecolor="#888888", label=x) for x in labels]
     if masked:
         patches.append(Patch(facecolor=MASKED, label="masked"))
-    figure.legend(handles=patches, loc="lower center", ncols=len(patches), frameon=False, fontsize=9)
+    close = {"columnspacing": 1.1, "handlelength": 1.3, "handletextpad": 0.5}
+    figure.legend(handles=patches, loc="lower center", ncols=len(patches), frameon=False, fontsize=9, **close)
 
 
 def source(text: str, starts: np.ndarray, labels: np.ndarray, title: str = "") -> Figure:
@@ -141,8 +144,9 @@ def source(text: str, starts: np.ndarray, labels: np.ndarray, title: str = "") -
     return figure
 
 
-def tree(parsed: Parsed, node: Any = None, most: int = 90) -> Figure:
-    """The syntax tree of `node` (the whole source by default) drawn as a tree, nodes coloured by their own tier."""
+def tree(parsed: Parsed, node: Any = None, most: int = 90, deepest: int = 24) -> Figure:
+    """The syntax tree of `node` (the whole source by default) drawn as a tree, nodes coloured by their own tier: the
+    first `most` nodes down to the level `deepest`. A node that has more below it than is drawn ends in an ellipsis."""
     from matplotlib.figure import Figure
 
     from treediff.syntax import TIERS
@@ -150,17 +154,24 @@ def tree(parsed: Parsed, node: Any = None, most: int = 90) -> Figure:
     g = parsed.grammar
     places: dict[int, tuple[float, int]] = {}
     drawn: list[tuple[Any, int | None]] = []
+    cut: set[int] = set()  # nodes of which not all is drawn
     leaves = 0
+
+    def whole(n: Any) -> bool:
+        """Whether a node is drawn as its text."""
+        return n.child_count == 0 or "string" in n.type or "comment" in n.type
 
     def place(n: Any, depth: int, above: int | None) -> float:
         nonlocal leaves
         drawn.append((n, above))
         # Punctuation belongs to the tree that tree-sitter builds, but not to a picture of it.
-        inner = [] if len(drawn) > most else [c for c in n.children if c.is_named or c.text[:1].isalpha()]
-        if n.type in ("string", "comment"):
-            inner = []
-        if inner:
-            x = float(np.mean([place(c, depth + 1, n.id) for c in inner]))
+        inner = [] if whole(n) else [c for c in n.children if c.is_named or c.text[:1].isalpha()]
+        # One after the other, because each draws what is below it.
+        below = [place(c, depth + 1, n.id) for c in inner if len(drawn) < most and depth < deepest]
+        if len(below) < len(inner):
+            cut.add(n.id)
+        if below:
+            x = float(np.mean(below))
         else:
             x, leaves = float(leaves), leaves + 1
         places[n.id] = (x, depth)
@@ -180,11 +191,11 @@ def tree(parsed: Parsed, node: Any = None, most: int = 90) -> Figure:
         if not n.is_named and above is not None:  # a keyword takes the tier of the node that it begins
             tier = tier_of[above]
         tier_of[n.id] = tier
-        if n.child_count == 0 or n.type in ("string", "comment"):
+        if whole(n):
             label = n.text.decode(errors="replace").split("\n")[0]
             label = label if len(label) < 14 else label[:12] + "…"
         else:
-            label = n.type.replace("_", "\n")
+            label = n.type.replace("_", "\n") + ("\n…" if n.id in cut else "")
         ax.text(
             x,
             -d,
@@ -337,27 +348,86 @@ def run_lengths(lengths: Mapping[str, Sequence[int]], level: float) -> Figure:
     return figure
 
 
-def trajectory(text: str, runs: Sequence[tuple[int, int]], committed_at: np.ndarray, steps: int, title: str) -> Figure:
-    """An answer with each token's box coloured by the step at which it was committed (character runs)."""
+def trajectory(text: str, boxes: Sequence[tuple[int, int, str]], committed_at: np.ndarray, title: str) -> Figure:
+    """An answer twice: each token's box by the step at which it was committed, and (as `boxes` says) by its tier."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import ListedColormap, Normalize
 
-    figure, [[ax]] = _panels([[text]], right=0.9)
-    shade = colormaps["viridis"].resampled(256)
-    lighten = lambda c: tuple(0.45 + 0.55 * v for v in c[:3])  # noqa: E731 (black text must stay readable)
-    colours = [
-        (a, b, lighten(shade(max(0, at) / max(1, steps - 1)))) for (a, b), at in zip(runs, committed_at, strict=True)
-    ]
-    _code(ax, text, colours)
-    ax.set_title(title, fontsize=10, loc="left")
-    from matplotlib.colors import ListedColormap
-
-    light = ListedColormap([lighten(shade(i / 255)) for i in range(256)])
-    beside = figure.add_axes((1 - 0.75 / figure.get_figwidth(), 0.15, 0.12 / figure.get_figwidth(), 0.7))
-    bar = figure.colorbar(ScalarMappable(Normalize(0, steps), light), cax=beside)
-    bar.set_label("denoising step of commitment", fontsize=8)
+    figure, [axes] = _panels([[text, text]], right=0.9)
+    # Viridis, lightened: black text must stay readable on it.
+    light = ListedColormap([[0.45 + 0.55 * v for v in colormaps["viridis"](i / 255)[:3]] for i in range(256)])
+    steps = Normalize(0, max(1, int(np.max(committed_at, initial=1))))
+    by_step = [(a, b, light(steps(max(0, at)))) for (a, b, _), at in zip(boxes, committed_at, strict=True)]
+    for ax, runs, about in zip(axes, (by_step, boxes), ("by step of commitment", "by tier"), strict=True):
+        _code(ax, text, runs)
+        ax.set_title(f"{title}: {about}", fontsize=9, loc="left")
+    wide = figure.get_figwidth()
+    bar = figure.colorbar(ScalarMappable(steps, light), cax=figure.add_axes((1 - 0.75 / wide, 0.2, 0.12 / wide, 0.65)))
+    bar.set_label("denoising step", fontsize=8)
     bar.ax.tick_params(labelsize=8)
+    _tier_legend(figure, LABELS[1:])
+    return figure
+
+
+def frame(text: str, boxes: Sequence[tuple[int, int, str]], masked: np.ndarray, new: np.ndarray, title: str) -> Figure:
+    """One moment of an answer's denoising: masked tokens dark, the newest framed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.patches import Rectangle
+
+    figure, [[ax]] = _panels([[text]], right=max(0.0, 6.2 - _columns(text) * _CELL[0]))  # the legend is wider
+    figure.set_dpi(100)
+    FigureCanvasAgg(figure)
+    _code(ax, text, boxes, masked)
+    starts = np.cumsum([0] + [len(x) + 1 for x in text.split("\n")])
+    for (start, end, _), lit in zip(boxes, new, strict=True):
+        if lit:
+            row = int(np.searchsorted(starts, start, "right")) - 1
+            width = min(end, int(starts[row + 1]) - 1) - start
+            if width > 0:
+                ax.add_patch(Rectangle((start - int(starts[row]), row), width, 1, fill=False, lw=1.6))
+    ax.set_title(title, fontsize=9, loc="left")
+    _tier_legend(figure, masked=True)
+    return figure
+
+
+Interval = tuple[float, float, float]
+
+
+def order(
+    first: Mapping[str, Mapping[str, Interval]], place: Mapping[str, Mapping[str, Interval]], level: str = "95 %"
+) -> Figure:
+    """When each strategy commits each tier: step of the first commitment, and place in the block's order.
+
+    Both by strategy and tier: mean, low, high.
+    """
+    figure, axes = _axes(4.6, 3.6, 2)
+    tiers = LABELS[CODE:]
+    for ax, found, label in zip(
+        axes,
+        (first, place),
+        ("step of the tier's first commitment", "mean place in the order of its block\n(0: first, 1: last)"),
+        strict=True,
+    ):
+        for number, (strategy, by_tier) in enumerate(found.items()):
+            y = np.arange(len(tiers)) + (number - (len(found) - 1) / 2) * 0.18
+            mean, low, high = np.array([by_tier[t] for t in tiers]).T
+            ax.errorbar(
+                mean,
+                y,
+                xerr=[mean - low, high - mean],
+                fmt=MARKER[strategy],
+                color=STRATEGY[strategy],
+                ms=5,
+                capsize=2.5,
+                lw=1.4,
+                label=NAMES[strategy],
+            )
+        ax.set_yticks(range(len(tiers)), tiers)
+        ax.set_ylim(len(tiers) - 0.5, -0.5)
+        ax.set_xlabel(f"{label}, with {level} intervals" if ax is axes[0] else label)
+    axes[1].tick_params(labelleft=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 

@@ -58,7 +58,8 @@ _PYTHON = Table(
     fences="python py python3",
     skeleton="import_statement import_from_statement future_import_statement function_definition "
     "class_definition decorator integer float string concatenated_string true false none ellipsis",
-    data="assignment augmented_assignment named_expression call",
+    # `type(x).y = z` is a type alias to the grammar, too.
+    data="assignment augmented_assignment named_expression type_alias_statement call",
     condition="if_statement elif_clause else_clause conditional_expression match_statement case_clause if_clause",
     # break, continue, yield, raise, try and with are not in the paper's list; they move control as return does.
     control="for_statement while_statement return_statement for_in_clause break_statement continue_statement "
@@ -289,6 +290,13 @@ def _missing(language: str) -> UserError:
         f"language: {language} needs the package {package}: pip install {package}, or all languages with "
         "pip install 'treediff[languages]'."
     )
+
+
+def installed() -> list[str]:
+    """The languages whose grammar is installed, in the order of the tables."""
+    from importlib.util import find_spec
+
+    return [language for language, table in LANGUAGES.items() if find_spec(table.grammar)]
 
 
 def grammar_version(language: str = "python") -> str:
