@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -31,8 +32,11 @@ class Browser:
     def call(self, path: str, method: str = "POST", **body):
         data = json.dumps(body).encode() if method == "POST" else None
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
-            return json.load(answer)["value"]
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as e:  # its body says what went wrong
+            raise AssertionError(e.read().decode(errors="replace")[:2000]) from None
 
     def open(self, page: Path, width: int = 1280, height: int = 900) -> None:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}

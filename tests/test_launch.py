@@ -2,8 +2,12 @@
 
 import json
 import os
+import random
+import resource
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from importlib.metadata import version
@@ -12,17 +16,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from treediff import answers, launch, steplog, train
-from treediff.config import UserError, resolve
+from treediff import answers, checkpoints, cli, launch, model, steplog, tokens, train, watch
+from treediff.config import UserError, resolve, write_json
 
 SHORT: dict = {
     "rows": 40,
-    "max_steps": 20,
+    "max_steps": 60,
     "micro_batch": 2,
-    "checkpoint_every": 4,
+    "checkpoint_every": 12,
     "d_model": 32,
     "n_layers": 2,
     "mlp_hidden": 48,
+    "eval_every": 20,
+    "eval_rows": 10,
 }
 SHORT |= {"pretrain": {"rows": 60, "max_steps": 3, "micro_batch": 2}}
 
@@ -66,39 +72,225 @@ def test_a_finished_run_is_used_again(done):
     assert (done.run_dir / "provenance.json").stat().st_mtime_ns == before
 
 
-def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(done, monkeypatch, tmp_path):
-    """Stop at a checkpoint (as after kill -9), go on, and compare with the run that was never stopped."""
-    root = tmp_path / "runs" / "tiny"
-    shutil.copytree(done.preset_dir, root)
-    monkeypatch.setenv("TREEDIFF_RUNS", str(tmp_path / "runs"))
-    want = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
-    log = (done.run_dir / "log.jsonl").read_text()
-    shutil.rmtree(done.run_dir / "adapter")
+def ranks(run_dir):
+    """Process ids of the ranks that have begun, by rank."""
+    found = {}
+    for path in sorted(run_dir.glob(".rank*.alive")):
+        if pid := path.read_text().rpartition(":")[2]:
+            found[int(path.name[5:-6])] = int(pid)
+    return found
+
+
+def gone(pids):
+    """Whether the processes end within a moment."""
+    for _ in range(50):
+        if all(watch.state(pid) in "ZX" for pid in pids):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def kill_rank(process, run_dir):
+    os.kill(ranks(run_dir)[random.randrange(2)], signal.SIGKILL)
+
+
+def kill_launcher(process, run_dir):
+    os.kill(process.pid, signal.SIGKILL)
+
+
+def kill_all(process, run_dir):
+    os.killpg(process.pid, signal.SIGKILL)
+
+
+def stop_rank(process, run_dir):
+    os.kill(ranks(run_dir)[1], signal.SIGSTOP)
+
+
+def interrupted(monkeypatch, cfg, way, step, error, most=0):
+    """Train until the log shows `step`, do `way` to it, and see `error`; nothing of it may be left running."""
     real = launch.subprocess.Popen
+    alive, limits = [], {}
+    if most:  # what a rank may write to one file [bytes]
+        limits["preexec_fn"] = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
     def popen(*args, **kwargs):
-        process = real(*args, **kwargs)
-        threading.Thread(target=kill, args=(process,)).start()
+        process = real(*args, **kwargs, **limits)
+        threading.Thread(target=act, args=(process,)).start()
         return process
 
-    def kill(process):
+    def act(process):
         while process.poll() is None:
-            if list((done.run_dir / "checkpoints").glob("step-*/complete")):
-                os.killpg(process.pid, signal.SIGKILL)
+            if len(steplog.read_log(cfg.run_dir)) > step and len(ranks(cfg.run_dir)) == 2:
+                alive.extend(ranks(cfg.run_dir).values())
+                time.sleep(random.uniform(0, 0.05))
+                return way(process, cfg.run_dir) if way else None
             time.sleep(0.002)
 
     with monkeypatch.context() as patch:
         patch.setattr(launch.subprocess, "Popen", popen)
-        with pytest.raises(UserError, match="failed"):
-            launch.trained(done)
-    assert not launch.is_trained(done)
-    launch.trained(done)
+        with pytest.raises(error[0], match=error[1]):
+            launch.trained(cfg)
+    assert not launch.is_trained(cfg)
+    assert gone(alive)
+
+
+def logged(run_dir):
+    """What the log says of the training itself."""
+    return [{k: r[k] for k in ("step", "loss", "p", "uids", "grad_norm")} for r in steplog.read_log(run_dir)]
+
+
+def rewind(folder):
+    """Leave no checkpoint after step 24, so that there is room for another end; the last one's step."""
+    for step in checkpoints.steps(folder):
+        if step > 24:
+            shutil.rmtree(folder / f"step-{step}")
+    return max(checkpoints.steps(folder), default=0)
+
+
+WAYS = [
+    (kill_rank, (UserError, "failed")),
+    (kill_launcher, (UserError, "failed")),
+    (kill_all, (UserError, "failed")),
+    (stop_rank, (UserError, r"hung: a rank showed no sign of life for 4 s .*rank1: does not answer")),
+]
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_like_one_that_is_not(
+    done, monkeypatch, tmp_path, rounds
+):
+    """A rank, the launcher or everything is killed, a rank hangs, the disk is full; each time the run goes on."""
+    seed = random.randrange(10**6)
+    random.seed(seed)
+    print(f"random seed {seed}")
+    shutil.copytree(done.preset_dir, tmp_path / "runs" / "tiny")
+    want = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
+    log, evals = logged(done.run_dir), steplog.read_log(done.run_dir, "evals.jsonl")
+    monkeypatch.setenv("TREEDIFF_RUNS", str(tmp_path / "runs"))
+    shutil.rmtree(done.run_dir / "adapter")
+    (done.run_dir / "log.jsonl").unlink()
+    cfg = done.but(stall_timeout=4.0)
+    folder = cfg.run_dir / "checkpoints"
+    for _ in range(rounds):
+        for way, error in random.sample(WAYS, len(WAYS)):
+            first = rewind(folder)
+            interrupted(monkeypatch, cfg, way, random.randrange(first, 30), error)
+            assert len(checkpoints.steps(folder)) <= checkpoints.KEEP
+    (cfg.run_dir / "train.log").unlink()
+    if not rewind(folder):
+        interrupted(monkeypatch, cfg, kill_all, 14, (UserError, "failed"))
+    kept = checkpoints.steps(folder)
+    full = r"rank\d: .*step-\d+: the checkpoint cannot be written .*Make room"
+    interrupted(monkeypatch, cfg, None, 0, (UserError, full), most=40_000)
+    assert checkpoints.steps(folder) == kept != []
+    assert {p.name for p in folder.glob("step-*")} == {f"step-{k}" for k in kept}
+    launch.trained(cfg)
     got = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
     assert all(torch.equal(got[k], want[k]) for k in want)
-    losses = [
-        [json.loads(x)["loss"] for x in text.splitlines()] for text in (log, (done.run_dir / "log.jsonl").read_text())
+    assert logged(done.run_dir) == log
+    assert steplog.read_log(done.run_dir, "evals.jsonl") == evals
+    assert not folder.exists()
+
+
+def test_ctrl_c_ends_the_ranks(done, monkeypatch):
+    cfg = done.but(seed=3, masking="ast", max_steps=400)
+    shutil.copytree(done.with_masking("base").run_dir, cfg.with_masking("base").run_dir)
+    config = cfg.with_masking("base").run_dir / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "seed": 3}))
+    alive = []
+
+    def sleep(seconds, real=time.sleep):
+        if threading.current_thread() is threading.main_thread() and len(ranks(cfg.run_dir)) == 2:
+            alive.extend(ranks(cfg.run_dir).values())
+            raise KeyboardInterrupt
+        real(seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launch.time, "sleep", sleep)
+        with pytest.raises(KeyboardInterrupt):
+            launch.trained(cfg)
+    assert alive
+    assert gone(alive)
+
+
+def test_strategies_see_the_same_samples_in_the_same_order_at_the_same_noise(done):
+    logs = {}
+    for masking in ("random", "ast_span", "ast"):
+        logs[masking] = steplog.read_log(launch.trained(done.with_masking(masking)))
+    for step, (a, b, c) in enumerate(zip(*logs.values(), strict=True)):
+        for name in ("step", "uids", "p", "lr", "eps_t", "tokens"):
+            assert a[name] == b[name] == c[name], (step, name)
+        # Reasoning (and the end of text) is masked alike; of code, other tokens.
+        for other in (b, c):
+            assert a["masked_by_label"]["reasoning"] == other["masked_by_label"]["reasoning"]
+    assert logs["random"][0]["masked_by_label"] != logs["ast"][0]["masked_by_label"]
+    held = [steplog.read_log(done.with_masking(m).run_dir, "evals.jsonl") for m in logs]
+    assert held[0][0] == held[1][0] == held[2][0]  # before the first step
+    assert [r["step"] for r in held[0]] == [0, 20, 40, 60]
+    assert len({r[-1]["loss"] for r in held}) == 3
+
+
+def test_two_nodes_of_one_process_are_one_of_two(done, monkeypatch, tmp_path):
+    shutil.copytree(done.preset_dir, tmp_path / "runs" / "tiny")
+    want = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
+    monkeypatch.setenv("TREEDIFF_RUNS", str(tmp_path / "runs"))
+    shutil.rmtree(done.run_dir / "adapter")
+    port = str(launch.free_port())
+    argv = [sys.executable, "-m", "treediff.cli", "train", "--masking", "ast", "--nodes", "2", "--master_port", port]
+    for name, value in SHORT.items():
+        argv += [f"--{name}", json.dumps(value)]
+    nodes = [
+        subprocess.Popen([*argv, "--node_rank", str(n)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        for n in range(2)
     ]
-    assert losses[0] == losses[1]
+    for node in nodes:
+        _, said = node.communicate(timeout=300)
+        assert node.returncode == 0, said.decode()[-2000:]
+    got = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(got[k], want[k]) for k in want)
+
+
+@pytest.mark.slow
+def test_one_process_with_two_micro_batches_makes_the_same_updates_as_two_processes(done, monkeypatch, tmp_path):
+    shutil.copytree(done.preset_dir, tmp_path / "runs" / "tiny")
+    want, log = load_file(done.run_dir / "adapter" / "adapter_model.safetensors"), logged(done.run_dir)
+    monkeypatch.setenv("TREEDIFF_RUNS", str(tmp_path / "runs"))
+    shutil.rmtree(done.run_dir)
+    cfg = done.but(processes=1, accumulation=2)
+    write_json(cfg.with_masking("base").run_dir / "config.json", cfg.with_masking("base").as_dict())
+    launch.trained(cfg)
+    got = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
+    assert all(torch.allclose(got[k], want[k], atol=1e-4) for k in want)  # AdamW divides by what may be rounding
+    for a, b in zip(log, logged(done.run_dir), strict=True):
+        assert (a["uids"], a["p"]) == (b["uids"], b["p"])
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-6)
+
+
+def test_zero_3_trains_resumes_and_leaves_the_same_adapter(done, monkeypatch, tmp_path):
+    shutil.copytree(done.preset_dir, tmp_path / "runs" / "tiny")
+    want = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
+    monkeypatch.setenv("TREEDIFF_RUNS", str(tmp_path / "runs"))
+    shutil.rmtree(done.run_dir)
+    cfg = done.but(zero_stage=3)
+    interrupted(monkeypatch, cfg, kill_all, 26, (UserError, "failed"))
+    assert checkpoints.steps(cfg.run_dir / "checkpoints")
+    launch.trained(cfg)
+    got = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
+    assert got.keys() == want.keys()
+    assert all(torch.allclose(got[k], want[k], atol=1e-5) for k in want)
+
+
+def test_the_exported_model_is_the_merged_one(done, tmp_path, capsys):
+    argv = ["export", str(tmp_path / "out"), "--masking", "ast"]
+    for name, value in SHORT.items():
+        argv += [f"--{name}", json.dumps(value)]
+    cli.main(argv)
+    net, merged = model.load_backbone(str(tmp_path / "out")), answers.load_run(done)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), merged.parameters(), strict=True))
+    model.check_tokenizer(net, tokens.load_tokenizer(str(tmp_path / "out")))
+    with pytest.raises(SystemExit):
+        cli.main(argv)
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_the_error_shown_is_the_rank_s_own(done):
@@ -111,3 +303,19 @@ def test_the_command_is_deepspeed_s(done):
     assert command[1:5] == ["-m", "deepspeed.launcher.runner", "--num_gpus", "2"]
     assert command[-3:] == ["--module", "treediff.train", str(done.run_dir)]
     assert train.deepspeed_config(done, 100)["zero_optimization"]["stage"] == 2
+
+
+def test_the_command_for_several_nodes(done, tmp_path):
+    with pytest.raises(UserError, match="master_port: must be given"):
+        done.but(nodes=2)
+    by_hand = launch.command(done.but(nodes=2, node_rank=1, master_port=29500, master_addr="10.0.0.1"), tmp_path)
+    for words in (["--no_ssh", "--node_rank", "1"], ["--master_addr", "10.0.0.1"], ["--master_port", "29500"]):
+        at = by_hand.index(words[0])
+        assert by_hand[at : at + len(words)] == words
+    by_ssh = launch.command(done.but(nodes=2, hostfile="hosts"), tmp_path)
+    assert by_ssh[3:9] == ["--num_gpus", "1", "--hostfile", "hosts", "--num_nodes", "2"]
+    assert "--master_addr" not in by_ssh
+    with pytest.raises(UserError, match="nodes: must divide processes 2"):
+        done.but(nodes=3)
+    with pytest.raises(UserError, match="hostfile: there is no file"):
+        launch.trained(done.but(seed=9, masking="base", hostfile=str(tmp_path / "none")))

@@ -27,7 +27,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def measured():
-    script, switches = Path(__file__).with_name("live.py"), [BASE | case for case in CASES.values()]
+    script, switches = Path(__file__).with_name("step_memory.py"), [BASE | case for case in CASES.values()]
     argv = [sys.executable, str(script), str(launch.free_port()), json.dumps(switches)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

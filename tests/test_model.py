@@ -247,7 +247,7 @@ def test_loading_takes_no_more_than_one_shard_above_the_model(tmp_path, stored, 
     shard = 90_000_000
     m.save_backbone(net, tmp_path / "model", most=shard)
     assert len(list((tmp_path / "model").glob("*.safetensors"))) >= 3
-    argv = [sys.executable, str(Path(__file__).with_name("peak.py")), str(tmp_path / "model"), loaded]
+    argv = [sys.executable, str(Path(__file__).with_name("load_memory.py")), str(tmp_path / "model"), loaded]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     size, rise = map(int, done.stdout.split()[-2:])
     print(f"model {size / 1e6:.0f} MB, peak {rise / 1e6:.0f} MB above the start, shards of {shard / 1e6:.0f} MB")

@@ -1,5 +1,6 @@
 """The report's page: hostile programs, missing parts, size at 500 tasks x 8 runs, and the page in a real browser."""
 
+import hashlib
 import json
 import re
 import time
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, DRIVER, Browser
 
-from treediff import answers, corpus, page, report, stats, tokens
+from treediff import answers, corpus, report, stats, tokens
 from treediff.config import MASKINGS, resolve, write_json
 
 HOSTILE = (
@@ -17,41 +18,39 @@ HOSTILE = (
 )
 
 
-def synthetic(cfg, tasks, tokens_each):
+def synthetic(cfg, tasks, tokens_each, samples=1):
     """Runs of all strategies: programs made of the solutions' tokens, one of them hostile; verdicts drawn."""
     tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(cfg.seed)
     problems = list(answers.benchmark_problems(cfg, "tinycode").items())[:tasks]
     coded = {i: tokens.encode(tok, f"```python\n{p['canonical_solution']}\n")[0].tolist() for i, p in problems}
     for number, strategy in enumerate(report.ROWS):
         run = cfg.with_masking(strategy)
+        write_json(run.run_dir / "config.json", run.as_dict())
         for length in cfg.lengths:
             verdicts, lines = {}, []
             for task, p in problems:
-                base, plus = rng.random(2) < (0.5 + 0.1 * number, 0.8)
-                why = "" if base and plus else "wrong answer: base test 0: solve([1]) gave <b>2</b>, expected 3"
-                verdicts[task] = {
-                    "base": "pass" if base else "fail",
-                    "plus": "pass" if plus else "timeout",
-                    "reason": why,
-                    "seconds": 0.1,
-                }
-                n = min(length, tokens_each)
-                ids = (coded[task] * n)[:n]
-                lines.append(
-                    {
+                for k in range(samples):
+                    base, plus = rng.random(2) < (0.5 + 0.1 * number, 0.8)
+                    why = "" if base and plus else "wrong answer: base test 0: solve([1]) gave <b>2</b>, expected 3"
+                    verdict = {"base": "pass" if base else "fail", "plus": "pass" if plus else "timeout"}
+                    verdicts.setdefault(task, []).append({**verdict, "reason": why, "seconds": 0.1})
+                    n = min(length, tokens_each)
+                    record = {
                         "task_id": task,
                         "solution": HOSTILE if task == problems[0][0] else p["prompt"] + p["canonical_solution"],
-                        "ids": ids,
+                        "ids": (coded[task] * n)[:n],
                         "committed_at": rng.permutation(length)[:n].tolist(),
                         "settings": answers.settings(run, length),
                     }
-                )
-            ledger = {"benchmark": "tinycode", "settings": {"data_sha256": "d"}, "sandbox": {}, "tasks": verdicts}
-            write_json(report.ledger_path(run, "tinycode", length), ledger)
+                    lines.append(record | ({"sample": k} if k else {}))
             path = answers.samples_path(run, "tinycode", length)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(x) + "\n" for x in lines))
+            about = {"data_sha256": "d", "samples_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            entries = verdicts if samples > 1 else {task: of[0] for task, of in verdicts.items()}
+            ledger = {"benchmark": "tinycode", "settings": about, "sandbox": {}, "tasks": entries}
+            write_json(report.ledger_path(run, "tinycode", length), ledger)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +101,8 @@ def test_tables_and_page_agree_with_the_ledgers(written):
             low, high = stats.wilson(k, 60)
             cell = rf"{100 * k / 60:.1f} {{\scriptsize [{100 * low:.1f}, {100 * high:.1f}]}}"
             assert cell in tex
-            assert f"<td>{100 * k / 60:.1f} [{100 * low:.1f}, {100 * high:.1f}] ({k}/60)</td>" in path.read_text()
+            assert f">{100 * k / 60:.1f} [{100 * low:.1f}, {100 * high:.1f}] ({k}/60)</button></td>" in path.read_text()
+            assert record["ledger"] == f"{record['strategy']}-seed0/scores/tinycode-T{record['T']}.json"
         assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 1
     data = data_of(path)
     assert [(r["strategy"], r["T"]) for r in data["runs"]] == [(s, t) for t in (64, 96) for s in report.ROWS]
@@ -110,17 +110,6 @@ def test_tables_and_page_agree_with_the_ledgers(written):
     assert passes == next(
         r["passed"] for r in records if (r["strategy"], r["T"], r["benchmark"]) == ("ast", 96, "Tiny+")
     )
-
-
-def test_a_page_of_500_tasks_and_8_runs(runs, caplog):
-    cfg = resolve("tiny", lengths=[64, 96], limit=500)
-    synthetic(cfg, 500, 96)
-    begun = time.perf_counter()
-    tasks = page.explorer(cfg, report.ledgers(cfg))
-    assert len(tasks["tasks"]) == 500
-    assert sum(len(t["answers"]) for t in tasks["tasks"]) == 4000
-    assert len(json.dumps(tasks)) < 12e6
-    assert time.perf_counter() - begun < 120
 
 
 def test_pairs_are_the_tasks_that_some_pass_and_others_do_not(written):
@@ -203,7 +192,7 @@ def test_filters_find_what_the_ledgers_say(shown, written):
     shown.run(pick, "f-strategy", "AST (TreeDiff)")
     shown.run(pick, "f-verdict", "pass")
     ledger = json.loads(report.ledger_path(written[0].with_masking("ast"), "tinycode", 64).read_text())
-    assert shown.run(count) == f"{sum(stats.passed(ledger, 'plus').values())} of 60 tasks"
+    assert shown.run(count).startswith(f"{sum(stats.passed(ledger, 'plus').values())} of 60 tasks; ledger: ast-seed0/")
     shown.run("document.querySelector('#filters button[type=reset]').click()")
     wait(shown, count + " === '60 of 60 tasks'")
     shown.keys("#f-text", "window.broken")
@@ -213,6 +202,25 @@ def test_filters_find_what_the_ledgers_say(shown, written):
     assert shown.run("return document.querySelector('#list .panel pre').textContent.includes('</script>')")
     shown.run("document.querySelector('#list .panel button').click()")
     wait(shown, "return document.activeElement.id === 't-step'")
+
+
+def test_every_figure_leads_to_its_ledger_lines(shown, written):
+    """A click on any figure of ours lists as many tasks as it counts, and names their ledger."""
+    cells = shown.run(
+        "return [...document.querySelectorAll('button.cell')].map(b => [b.textContent, JSON.parse(b.dataset.show)])"
+    )
+    assert len(cells) == 2 * 3 * 4 + 2 * 2 * 5  # two tables of four columns; both sides of ten comparisons
+    for i, (text, filters) in enumerate(cells):
+        shown.run(f"document.querySelectorAll('button.cell')[{i}].click()")
+        wait(shown, "return document.activeElement.id === 'f-set'")
+        said = shown.run("return document.getElementById('count').textContent")
+        count = re.search(r"\((\d+)/60\)", text)[1] if "/" in text else text
+        assert said.startswith(f"{count} of 60 tasks; ledger: "), (text, filters)
+        ledger = json.loads((written[0].preset_dir / said.partition("ledger: ")[2]).read_text())
+        part = "base" if filters.get("verdict") == "base tests" else "plus"
+        assert sum(stats.passed(ledger, part).values()) == int(count) or "over" in filters
+    shown.run("document.querySelector('#filters button[type=reset]').click()")
+    wait(shown, "return document.getElementById('count').textContent === '60 of 60 tasks'")
 
 
 def test_tables_sort(shown):
@@ -233,4 +241,54 @@ def test_the_page_never_scrolls_sideways(browser, written, width):
     wait(browser, "return document.querySelectorAll('#list .panel').length > 100")
     browser.run("scrollTo(500, 0)")
     assert browser.run("return [scrollX, document.documentElement.scrollWidth <= innerWidth]") == [0, True]
+    assert browser.errors() == []
+
+
+def test_a_page_of_500_tasks_and_8_runs(browser, runs, monkeypatch):
+    """Written, opened, filtered, stepped through; its size and times, in seconds, far from what would be felt."""
+    import matplotlib.figure
+
+    monkeypatch.setattr(report, "masking_figure", lambda cfg, code: matplotlib.figure.Figure())
+    cfg = resolve("tiny", lengths=[64, 96], limit=500)
+    synthetic(cfg, 500, 96)
+    begun = time.perf_counter()
+    path = report.write(cfg)
+    assert time.perf_counter() - begun < 120
+    assert path.stat().st_size < 12e6
+    data = data_of(path)
+    assert len(data["tasks"]) == 500
+    assert sum(len(t["answers"]) for t in data["tasks"]) == 4000
+    browser.open(path, 380, 740)
+    wait(browser, "return document.querySelectorAll('#t-panels .panel').length === 4")
+    text = "return document.getElementById('count').textContent"
+    assert browser.run(text) == "500 of 500 tasks"
+    browser.run("document.querySelector('#tables button.cell').click()")
+    said = browser.run(text)
+    ledger = json.loads((cfg.preset_dir / said.partition("ledger: ")[2]).read_text())
+    assert said.startswith(f"{sum(stats.passed(ledger, 'base').values())} of 500 tasks")
+    browser.run("document.getElementById('t-step').focus()")
+    browser.keys("#t-step", "\ue011")  # Home
+    assert masked(browser) == [64] * 4
+    browser.keys("#t-step", "\ue010")  # End
+    assert masked(browser) == [0] * 4
+    assert browser.run("scrollTo(500, 0); return scrollX") == 0
+    assert browser.errors() == []
+
+
+def test_samples_of_a_task_are_all_there(browser, runs, monkeypatch):
+    import matplotlib.figure
+
+    monkeypatch.setattr(report, "masking_figure", lambda cfg, code: matplotlib.figure.Figure())
+    cfg = resolve("tiny", lengths=[64])
+    synthetic(cfg, 12, 24, samples=12)
+    browser.open(report.write(cfg))
+    wait(browser, "return document.querySelectorAll('#t-panels .panel').length === 4")
+    ledger = json.loads(report.ledger_path(cfg, "tinycode", 64).read_text())["tasks"]
+    passes = [sum(v["base"] == v["plus"] == "pass" for v in of) for of in ledger.values()]
+    dots = "[...document.querySelectorAll('#list > details .dot:last-child')].map(d => d.title)"
+    assert browser.run(f"return {dots}") == [f"AST (TreeDiff): {c} of 12 pass" for c in passes]
+    browser.run("document.querySelector('#list details').open = true")
+    wait(browser, "return document.querySelectorAll('#list .panel').length === 4")
+    assert browser.run("return document.querySelectorAll('#list .panel details h4').length") == 4 * 9
+    assert browser.run("return document.querySelector('#list').textContent.includes('the other 2 are in the ledger')")
     assert browser.errors() == []

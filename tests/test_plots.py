@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pytest
 
 from treediff import corpus, plots, syntax, tokens
 from treediff.config import resolve
@@ -56,11 +57,13 @@ def test_text_stands_in_its_box():
         assert extent.x1 <= box.x1 + 1.5
 
 
-def test_smoothing_ignores_what_is_missing():
-    values = np.array([np.nan, 1.0, 3.0, np.nan, 5.0])
-    got = plots._smooth(values, 2)
-    assert np.isnan(got[0])
-    assert got[1:].tolist() == [1.0, 2.0, 3.0, 5.0]
+def test_the_legend_fits_the_narrowest_figure():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = plots.states([("t", "ab", [(0, 2, "#fff")], np.zeros(1, bool))])
+    extent = figure.legends[0].get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.width
 
 
 def test_intervals_are_drawn_where_they_are():
@@ -100,3 +103,16 @@ def test_the_slider_redraws_its_figure_in_a_kernel_and_stays_without_one(tmp_pat
         return shown["data"]["image/png"]
 
     assert picture(made, "slider.value = 0.75") == picture(made.replace("0.25", "0.75")) != picture(made)
+
+
+@pytest.mark.parametrize(
+    "code", ["(" * 10_000 + ")" * 10_000, f"x = [{'1, ' * 10_000}]\n", "def f(a): return a\n" * 2000]
+)
+def test_a_large_tree_is_drawn_in_part_and_says_so(code):
+    figure = plots.tree(syntax.parse(code.encode()))
+    assert max(figure.get_size_inches()) < 70
+    words = [t.get_text() for t in figure.axes[0].texts]
+    assert len(words) <= 90
+    assert any(w.endswith("\n…") for w in words)
+    small = plots.tree(syntax.parse(b"def f(a):\n    return 'x'\n"))
+    assert not any(t.get_text().endswith("\n…") for t in small.axes[0].texts)

@@ -1,17 +1,19 @@
 """The report from ledgers: counts, what is missing, what may not be compared, and the paper's own numbers."""
 
 import json
+import re
+from fractions import Fraction
 
+import matplotlib.figure
 import pytest
+from test_page import synthetic
 
-from treediff import paper, report, tinycode
-from treediff.config import UserError, resolve, write_json
+from treediff import answers, paper, report, stats, tables, tinycode
+from treediff.config import UserError, read_json, resolve, write_json
 
 
 def ledger(cfg, passed, n=20, **settings):
     """A run's ledger and samples: the first `passed` tasks pass."""
-    from treediff import answers
-
     for length in cfg.lengths:
         tasks = {
             f"TinyCode/{i}": {"base": "pass", "plus": "pass" if i < passed else "fail", "reason": "", "seconds": 0.1}
@@ -64,8 +66,6 @@ def test_an_order_is_claimed_only_where_the_test_allows_it(runs):
 
 
 def test_the_paper_s_figures_are_whole_tasks():
-    from treediff import stats
-
     for by_benchmark in report.PAPER.values():
         for benchmark, by_t in by_benchmark.items():
             for pair in by_t.values():
@@ -74,16 +74,207 @@ def test_the_paper_s_figures_are_whole_tasks():
     assert not stats.recover(44.9, 378)  # the misprint that the report names
 
 
-def test_the_report_without_any_run_says_so(runs, monkeypatch):
-    import matplotlib.figure
-
+@pytest.fixture
+def quick(monkeypatch):
+    """No drawing of the first figure, which is of no run."""
     monkeypatch.setattr(report, "masking_figure", lambda cfg, code: matplotlib.figure.Figure())
+
+
+def test_the_report_without_any_run_says_so(runs, quick):
     page = report.write(resolve("tiny"))
     text = page.read_text()
     assert text.count("<td>not run</td>") > 10
     assert "No two runs can be compared yet" in text
     assert "http" not in text.replace("http-equiv", "")
     assert (page.parent / "table1.csv").read_text().startswith("strategy,T,benchmark,passed,tasks")
+
+
+# --- several seeds, several samples ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three_seeds(runs, quick):
+    """Runs of all strategies with seeds 0, 1 and 2."""
+    cfg = resolve("tiny", lengths=[64])
+    for seed in (0, 1, 2):
+        synthetic(cfg.but(seed=seed), 40, 24)
+    return cfg
+
+
+def test_seeds_are_pooled_in_the_report(three_seeds):
+    """The records and the page against the ledgers themselves: means over runs and tasks, runs and tests named."""
+    cfg = three_seeds
+    folder = report.write(cfg).parent
+    passed = {
+        s: [
+            stats.passed(read_json(report.ledger_path(cfg.with_masking(s).but(seed=k), "tinycode", 64)), "plus")
+            for k in (0, 1, 2)
+        ]
+        for s in report.ROWS
+    }
+    records = json.loads((folder / "pooled.json").read_text())
+    assert [(r["from"], r["to"]) for r in records] == paper.PAIRS
+    for r in records:
+        assert sorted(r["runs"]) == sorted(f"{s}-seed{k}" for s in (r["from"], r["to"]) for k in (0, 1, 2))
+        means = [sum(sum(run.values()) for run in passed[s]) / 120 for s in (r["from"], r["to"])]
+        assert r["difference"] == pytest.approx(100 * (means[1] - means[0]))
+        assert r["low"] < r["difference"] < r["high"]
+        found = stats.pooled(passed[r["from"]], passed[r["to"]])
+        assert (r["p"], r["p_seeds"]) == pytest.approx((found["p"], found["p_seeds"]))
+    assert [r["p_holm"] for r in records] == pytest.approx(stats.holm([r["p"] for r in records]))
+    text = (folder / "report.html").read_text()
+    assert "Runs crossed with tasks" in text
+    assert text.count("3 seeds against 3") == len(records)  # what may be said rests on all seeds
+    assert "nothing is pooled" not in text
+    rates = json.loads((folder / "seed_rates.json").read_text())
+    [ours] = [r for r in rates if r["strategy"] == "ast"]
+    each = [100 * sum(run.values()) / 40 for run in passed["ast"]]
+    assert list(ours["runs"].values()) == pytest.approx(each)
+    assert ours["mean"] == pytest.approx(sum(each) / 3)
+    assert f"ast-seed2: {each[2]:.1f}" in text
+
+
+def test_a_pooled_difference_is_claimed_only_where_the_interval_says_so_too():
+    record = {"benchmark": "HE+", "T": 512, "from": "random", "to": "ast", "seeds": [3, 3], "p": 0.001}
+    record |= {"difference": 4.0, "low": 1.0, "high": 7.0}
+    assert "a difference at p" in report.verdicts([record])
+    assert "no difference can be told" in report.verdicts([record | {"low": -0.5}])
+
+
+def resampled(cfg, **changes):
+    """The run's samples again as other settings would name them."""
+    path = answers.samples_path(cfg, "tinycode", 64)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(r | {"settings": r["settings"] | changes}) + "\n" for r in rows))
+    place = report.ledger_path(cfg, "tinycode", 64)
+    ledger = read_json(place)
+    ledger["settings"].pop("samples_sha256")
+    write_json(place, ledger)
+
+
+def trained(cfg, **changes):
+    write_json(cfg.run_dir / "config.json", cfg.as_dict() | changes)
+
+
+@pytest.mark.parametrize(
+    ("seed", "masking", "change", "message"),
+    [
+        (0, "ast", (trained, {"lr": 0.1}), r"random and ast differ in training switch lr \(0.005 and 0.1\)"),
+        (0, "random", (trained, {"rows": 7}), r"random and ast_span differ in training switch rows"),
+        (0, "base", (trained, {"d_model": 64}), r"base and random differ in training switch d_model"),
+        (0, "ast", (resampled, {"block_length": 8}), r"ast differ in sampling block_length"),
+        (2, "ast", (trained, {"eps_max": 0.5}), r"and ast-seed2 differ in training switch eps_max"),
+        (1, "random", (trained, {"max_length": 99}), r"and random-seed1 differ in training switch max_length"),
+        (1, "base", (resampled, {"temperature": 0.4}), r"base-seed1 differ in sampling temperature \(0.0 and 0.4\)"),
+    ],
+)
+def test_the_report_refuses_runs_of_different_switches(three_seeds, seed, masking, change, message):
+    how, what = change
+    how(three_seeds.with_masking(masking).but(seed=seed), **what)
+    with pytest.raises(UserError, match=message):
+        report.write(three_seeds)
+    assert not (three_seeds.preset_dir / "report").exists()
+
+
+def test_a_ledger_of_other_samples_is_refused(three_seeds):
+    path = answers.samples_path(three_seeds.but(seed=1), "tinycode", 64)
+    path.write_text(path.read_text().replace("return", "return  "))
+    with pytest.raises(UserError, match=r"ast-seed1/scores/tinycode-T64.json: it is the ledger of other samples"):
+        report.write(three_seeds)
+
+
+def test_several_samples_in_the_report(runs, quick):
+    cfg = resolve("tiny", lengths=[64])
+    synthetic(cfg, 30, 24, samples=5)
+    folder = report.write(cfg).parent
+    ledger = read_json(report.ledger_path(cfg, "tinycode", 64))
+    c = [sum(v["base"] == v["plus"] == "pass" for v in of) for of in ledger["tasks"].values()]
+    [cell] = [r for r in json.loads((folder / "table1.json").read_text()) if r["strategy"] == "ast"][1:]
+    assert (cell["passed"], cell["tasks"], cell["samples"]) == (sum(c), 30, 5)
+    assert cell["rate"] == pytest.approx(100 * sum(c) / 150)
+    low, high = (100 * x for x in stats.wilson(sum(c), 150))
+    assert cell["low"] <= low + 1e-9
+    assert cell["high"] >= high - 1e-9  # no narrower than if all samples were tasks
+    found = {r["k"]: r for r in json.loads((folder / "pass_at_k.json").read_text()) if r["strategy"] == "ast"}
+    assert list(found) == [1, 2, 5]  # of the plus tests, the last written
+    assert found[5]["rate"] == pytest.approx(100 * sum(x > 0 for x in c) / 30)
+    assert found[2]["rate"] == pytest.approx(100 * sum(1 - (5 - x) * (4 - x) / 20 for x in c) / 30)
+    text = (folder / "report.html").read_text()
+    assert "They are no further tasks" in text
+    assert f"{found[5]['rate']:.1f} [{found[5]['low']:.1f}, {found[5]['high']:.1f}]" in text
+    [record] = [r for r in report.comparisons(cfg) if (r["from"], r["to"]) == ("random", "ast")]
+    other = stats.passed(read_json(report.ledger_path(cfg.with_masking("random"), "tinycode", 64)), "plus")
+    d = [Fraction(x, 5) - v for x, v in zip(c, other.values(), strict=True)]
+    assert record["difference"] == pytest.approx(100 * float(sum(d)) / 30)
+    assert record["p"] == pytest.approx(stats.sign_flip((Fraction(0), x) for x in d))
+
+
+def test_other_numbers_of_samples_are_not_compared(runs):
+    cfg = resolve("tiny", lengths=[64])
+    synthetic(cfg, 8, 24, samples=3)
+    place = report.ledger_path(cfg, "tinycode", 64)
+    ledger = read_json(place)
+    write_json(place, ledger | {"tasks": {t: of[:2] for t, of in ledger["tasks"].items()}})
+    with pytest.raises(UserError, match=r"base and ast differ in samples per task \(\[3\] and \[2\]\)"):
+        report.ledgers(cfg)
+
+
+# --- what stands beside ours ----------------------------------------------------------------------------------------
+
+
+def test_deviations_are_those_of_the_runs(three_seeds):
+    """What the runs' own directories say, whatever switches the report is called with."""
+    for masking in ("random", "ast_span", "ast"):
+        trained(three_seeds.with_masking(masking), lr=0.03)
+    resampled(three_seeds, temperature=0.7)
+    found = {r["switch"]: r for r in report.deviations(three_seeds)}
+    assert (found["lr"]["ours"], found["lr"]["paper"]) == (0.03, 5e-5)
+    assert found["temperature"]["ours"] == {"Random masking": 0.0, "AST (span)": 0.0, "AST (TreeDiff)": 0.7}
+    assert "lora_dropout" in found
+    assert "weight_decay" not in found  # as in the paper's preset
+    assert report.deviations(resolve("paper")) == []
+
+
+def humaneval_records():
+    """Table 1's records with ours at T = 256, and a strategy's name that LaTeX must not read as its own."""
+    out = []
+    for strategy in ("base", "random", "ast"):
+        for t in (256, 512):
+            for benchmark in ("humaneval", "mbpp"):
+                for part, name in enumerate(paper.HALVES[benchmark]):
+                    r = {"strategy": strategy, "T": t, "benchmark": name}
+                    r |= {"paper_T": t, "paper": paper.PAPER[strategy][benchmark][t][part]}
+                    n = paper.TASKS[benchmark]
+                    out.append(r | (stats.rated({i: (int(i < 60), 1) for i in range(n)}) if t == 256 else {}))
+    return out
+
+
+def test_ours_and_the_paper_s_stand_side_by_side():
+    lines = tables.markdown(humaneval_records()).splitlines()
+    assert [line.split(" | ")[0] for line in lines[6:]] == ["| AST (TreeDiff)", "| AST (TreeDiff), the paper"]
+    ours, theirs = ([c.strip() for c in line.strip("|").split("|")] for line in lines[6:])
+    assert ours[2] == "36.6 [29.6, 44.2] (60/164)"
+    assert ours[5] == "not run"
+    assert theirs[1:] == ["42.1", "37.2", "52.9", "44.2", "40.2", "36.6", "42.3", "33.3"]
+
+
+def test_latex_is_balanced_and_escaped(monkeypatch):
+    """Groups and environments close, every row has as many cells as columns, no special character stands bare."""
+    monkeypatch.setitem(tables.plots.NAMES, "ast", r"AST_100% & $x^2$ #{1} ~ a\b <c>")
+    text = tables.latex(humaneval_records())
+    plain = text.replace(r"\\", "").replace(r"\{", "").replace(r"\}", "")
+    depth = 0
+    for c in plain:
+        depth += (c == "{") - (c == "}")
+        assert depth >= 0
+    assert depth == 0
+    assert re.findall(r"\\(begin|end)\{(\w+)\}", text) == [("begin", "tabular"), ("end", "tabular")]
+    columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1])
+    for row in (line for line in text.splitlines() if line.endswith(r"\\")):
+        spanned = sum(int(n) - 1 for n in re.findall(r"\\multicolumn\{(\d+)\}", row))
+        assert len(re.findall(r"(?<!\\)&", row)) + 1 + spanned == columns, row
+        words = re.sub(r"\$T=\d+\$|\\text\w+|\\multicolumn|\\scriptsize|\\.", "", row)
+        assert not set(words) & set("$#%_^~<>\\"), row
 
 
 def test_the_report_says_what_the_runs_were_trained_on(runs, tmp_path):

@@ -1,12 +1,15 @@
 """Verdicts, ledgers, bad input and what is left after a kill."""
 
 import gzip
+import hashlib
+import http.server
 import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from contextlib import nullcontext
@@ -474,3 +477,74 @@ def test_no_network(monkeypatch):
     monkeypatch.setattr(humaneval, "_ready_human_eval_plus_path", fail)
     with pytest.raises(UserError, match=r"could not download humaneval .*give its .jsonl.gz file with --data"):
         score.load_benchmark("humaneval")
+
+
+@pytest.fixture
+def released(tmp_path, monkeypatch):
+    """EvalPlus's own download of a benchmark of two tasks, from a server on this machine: (name of the cached file,
+    SHA-256 of its content, what was asked for)."""
+    from evalplus.data import humaneval
+
+    content = "".join(json.dumps({**ADD, "task_id": f"HumanEval/{i}"}) + "\n" for i in range(2)).encode()
+    asked = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            body = gzip.compress(content)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url, cached = f"http://127.0.0.1:{server.server_port}/HumanEvalPlus.jsonl.gz", tmp_path / "HumanEvalPlus.jsonl"
+    monkeypatch.setattr(humaneval, "HUMANEVAL_OVERRIDE_PATH", None)
+    monkeypatch.setattr(humaneval, "get_dataset_metadata", lambda *_: (url, str(cached)))
+    monkeypatch.delenv("HUMANEVAL_OVERRIDE_PATH", raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    digest = hashlib.sha256(content).hexdigest()
+    monkeypatch.setitem(score.RELEASES, digest, "HumanEvalPlus v0.1.10")
+    yield cached, digest, asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_data_by_evalplus_own_download(released, bench, tmp_path, runs, monkeypatch):
+    """Downloaded once, its hash checked and recorded; cut short, it is refused with the file named."""
+    cached, digest, asked = released
+    problems, found = score.load_benchmark("humaneval")
+    assert (list(problems), found) == (["HumanEval/0", "HumanEval/1"], digest)
+    bench.samples.write_text(json.dumps({"task_id": "HumanEval/1", "completion": RIGHT}))
+    ledger = score.score("humaneval", None, bench.samples, bench.out)
+    assert ledger["tasks"]["HumanEval/1"]["plus"] == "pass"
+    assert ledger["settings"]["data_sha256"] == digest
+    assert ledger["settings"]["data_release"] == "HumanEvalPlus v0.1.10"
+    assert len(asked) == 1
+    cached.write_bytes(cached.read_bytes()[:-20])  # as a kill would leave EvalPlus's cache
+    with pytest.raises(UserError, match=r"HumanEvalPlus.jsonl: EvalPlus's download is no release .*delete the file"):
+        score.load_benchmark("humaneval")
+    cached.unlink()
+    assert score.load_benchmark("humaneval")[1] == digest
+    assert len(asked) == 2
+
+
+def test_given_data_are_hashed_and_an_unknown_release_is_told(released, bench, tmp_path, caplog):
+    cached, digest, _ = released
+    score.load_benchmark("humaneval")
+    given = tmp_path / "given.jsonl.gz"
+    given.write_bytes(gzip.compress(cached.read_bytes()))  # packed or not, the hash is the content's
+    bench.samples.write_text(json.dumps({"task_id": "HumanEval/0", "completion": RIGHT}))
+    settings = score.score("humaneval", given, bench.samples, bench.out)["settings"]
+    assert (settings["data_sha256"], settings["data_release"]) == (digest, "HumanEvalPlus v0.1.10")
+    assert "not comparable" not in caplog.text
+    given.write_bytes(cached.read_bytes().replace(b"a + b", b"b + a"))
+    settings = score.score("humaneval", given, bench.samples, bench.out)["settings"]
+    assert settings["data_release"] is None
+    assert settings["data_sha256"] == hashlib.sha256(given.read_bytes()).hexdigest()
+    assert "figures are not comparable with published ones" in caplog.text

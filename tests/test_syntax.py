@@ -1,11 +1,13 @@
-"""Tiers and spans against a walk over the tree that shares no code with the module."""
+"""Tiers and spans against walks over the tree that share no code with the module (tests/twins.py)."""
 
 import sys
 import sysconfig
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import twins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,73 +33,29 @@ SOURCES = [
 ]
 
 
-def twin(source: bytes, owner: str) -> np.ndarray:
-    """Byte by byte: every node that covers the byte, from the root down; then the rule, read off the definitions."""
-    table = syntax.LANGUAGES["python"]
-    tier_of = {
-        n: t
-        for t, names in enumerate([table.skeleton, table.data, table.condition, table.control], 1)
-        for n in names.split()
-    }
-    root = syntax.parse(source).tree.root_node
-    out = np.zeros(len(source), np.uint8)
-
-    def visit(node, above, parent_tier):
-        tier = DEFAULT if node.type == "ERROR" else tier_of.get(node.type) if node.is_named else None
-        path = above if tier is None else [*above, (tier, node)]
-        for at in range(node.start_byte, node.end_byte):
-            here = [
-                t
-                for t, n in path
-                if n.type not in table.headers.split() or at < n.child_by_field_name("body").start_byte
-            ]
-            if owner == "keyword":
-                leaf = node.child_count == 0
-                out[at] = (tier or 0) if leaf and node.is_named else parent_tier if leaf else out[at]
-            else:
-                out[at] = (here[-1] if owner == "innermost" else here[0]) if here else DEFAULT
-        for child in node.children:
-            visit(child, path, tier or 0)
-
-    visit(root, [], 0)
-    comments = np.zeros(len(source), bool)
-
-    def find(node):
-        if node.type == "comment":
-            comments[node.start_byte : node.end_byte] = True
-        for child in node.children:
-            find(child)
-
-    find(root)
-    for at, byte in enumerate(source):
-        walrus = source[at : at + 2] == b":="
-        if comments[at]:
-            out[at] = DEFAULT
-        elif byte in b"()[]{},:;." and not walrus:
-            out[at] = SKELETON
-    return out
-
-
-@pytest.mark.parametrize("owner", ["innermost", "outermost", "keyword"])
+@pytest.mark.parametrize("owner", twins.OWNERS)
 @pytest.mark.parametrize("source", SOURCES)
 def test_tiers_are_those_of_the_twin(source, owner):
     raw = source.encode()
-    assert syntax.byte_tiers(syntax.parse(raw), owner).tolist() == twin(raw, owner).tolist()
+    assert syntax.byte_tiers(syntax.parse(raw), owner).tolist() == twins.byte_tiers(raw, owner).tolist()
 
 
-@pytest.mark.parametrize("owner", ["innermost", "outermost", "keyword"])
+@pytest.mark.parametrize("owner", twins.OWNERS)
 def test_tiers_of_real_files_are_those_of_the_twin(owner):
     for path in [p for p in STANDARD_LIBRARY if p.stat().st_size < 12_000][:12]:
         raw = path.read_bytes()
-        assert np.array_equal(syntax.byte_tiers(syntax.parse(raw), owner), twin(raw, owner)), path.name
+        assert np.array_equal(syntax.byte_tiers(syntax.parse(raw), owner), twins.byte_tiers(raw, owner)), path.name
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(SOURCES[:10]), max_size=4), st.integers(0, 200))
 def test_broken_code_has_a_tier_for_every_byte(parts, cut):
     raw = "".join(parts).encode()[: -cut or None]
-    for owner in ("innermost", "outermost"):
-        assert np.array_equal(syntax.byte_tiers(syntax.parse(raw), owner), twin(raw, owner))
+    parsed = syntax.parse(raw)
+    for owner in twins.OWNERS:
+        assert np.array_equal(syntax.byte_tiers(parsed, owner), twins.byte_tiers(raw, owner))
+    assert list(map(tuple, syntax.node_spans(parsed).tolist())) == twins.spans(raw)
+    assert syntax.error_bytes(parsed) == twins.error_bytes(raw)
 
 
 def test_the_paper_s_example():
@@ -158,30 +116,86 @@ def test_what_still_parses_keeps_its_tier():
     assert syntax.byte_tiers(parsed)[raw.index(b"return")] == CONTROL
 
 
-def test_spans_are_every_named_node_but_the_root():
-    raw = SOURCES[3].encode()
+@pytest.mark.parametrize("source", SOURCES)
+def test_spans_are_every_named_node_but_the_root(source):
+    raw = source.encode()
+    spans = syntax.node_spans(syntax.parse(raw))
+    assert list(map(tuple, spans.tolist())) == twins.spans(raw)
+    tiered = syntax.node_spans(syntax.parse(raw), tiered_only=True)
+    assert np.array_equal(tiered, spans[spans[:, 2] > 0])
+    assert np.array_equal(np.lexsort((-spans[:, 1], spans[:, 0])), np.arange(len(spans)))  # outer nodes first
+
+
+def test_spans_of_real_files_are_those_of_the_twin():
+    for path in [p for p in STANDARD_LIBRARY if p.stat().st_size < 60_000][::5]:
+        raw = path.read_bytes()
+        assert list(map(tuple, syntax.node_spans(syntax.parse(raw)).tolist())) == twins.spans(raw), path.name
+
+
+def test_a_comment_is_of_no_tier_wherever_it_stands():
+    raw = b"# a, b\nif x:  # c: d\n    # (e)\n    f(  # g = h\n        1)\n# i\n"
     parsed = syntax.parse(raw)
-    want, stack = [], list(parsed.tree.root_node.children)
-    while stack:
-        node = stack.pop()
-        if node.is_named:
-            want.append((node.start_byte, node.end_byte))
-        stack.extend(node.children)
-    spans = syntax.node_spans(parsed)
-    assert sorted(map(tuple, spans[:, :2].tolist())) == sorted(want)
-    assert (syntax.node_spans(parsed, tiered_only=True)[:, 2] > 0).all()
-    assert np.array_equal(np.lexsort((-spans[:, 1], spans[:, 0])), np.arange(len(spans)))
+    inside = np.zeros(len(raw), bool)
+    for comment in (b"# a, b", b"# c: d", b"# (e)", b"# g = h", b"# i"):
+        inside[raw.index(comment) : raw.index(comment) + len(comment)] = True
+    for owner in twins.OWNERS:
+        tiers = syntax.byte_tiers(parsed, owner)
+        assert (tiers[inside] == DEFAULT).all()
+        assert tiers[raw.index(b"1")] == (CONDITION if owner == "outermost" else SKELETON)
 
 
-@pytest.mark.parametrize(
-    "deep", ["(" * 10_000 + ")" * 10_000, "f(" * 5_000, "".join(" " * i + "if x:\n" for i in range(1500))]
-)
-def test_deep_nesting_is_no_problem(deep):
-    parsed = syntax.parse(deep.encode())
-    assert len(syntax.byte_tiers(parsed)) == len(deep)
+DEEP = {
+    "parentheses": lambda n: "(" * n + ")" * n,
+    "calls never closed": lambda n: "f(" * n,
+    "nested blocks": lambda n: "".join(" " * i + "if x:\n" for i in range(n)) + " " * n + "a\n",
+    "nested functions": lambda n: "".join(" " * i + "def f(x):\n" for i in range(n)) + " " * n + "return 1\n",
+    "else if": lambda n: "if a: b\n" + "elif c: d\n" * n,
+    "one expression": lambda n: "x = " + " + ".join(["f(1)"] * n),
+    "lists": lambda n: "[" * n + "]" * n,
+    "lambdas": lambda n: "lambda: " * n + "1",
+}
+
+
+@pytest.mark.parametrize("shape", DEEP)
+def test_deep_nesting_is_no_problem(shape):
+    raw = DEEP[shape](1000 if shape.startswith("nested") else 10_000).encode()
+    parsed = syntax.parse(raw)
+    for owner in twins.OWNERS:
+        assert len(syntax.byte_tiers(parsed, owner)) == len(raw)
+    syntax.node_spans(parsed)
+    assert 0 <= syntax.error_bytes(parsed) <= len(raw)
+    first, last = syntax.telling_function(parsed)
+    assert 0 <= first <= last <= raw.count(b"\n")
+    assert sys.getrecursionlimit() < 10_000  # nothing here may lean on recursion
+
+
+def seconds(raw: bytes) -> float:
+    """Time of everything but tree-sitter's parse."""
+    parsed = syntax.parse(raw)
+    begin = time.process_time()
+    for owner in twins.OWNERS:
+        syntax.byte_tiers(parsed, owner)
     syntax.node_spans(parsed)
     syntax.error_bytes(parsed)
-    assert sys.getrecursionlimit() < 10_000  # nothing here may lean on recursion
+    syntax.telling_function(parsed)
+    return time.process_time() - begin
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", DEEP)
+def test_nesting_costs_no_more_than_its_length(shape):
+    """Four times as deep is at most ten times as dear for each byte that is there."""
+    raw = [DEEP[shape](n).encode() for n in ((2500, 10_000) if shape.startswith("nested") else (10_000, 40_000))]
+    small, large = (seconds(x) for x in raw)
+    assert large / small < 2.5 * len(raw[1]) / len(raw[0])
+
+
+@pytest.mark.slow
+def test_work_is_linear_in_the_source():
+    source = b"".join(p.read_bytes() for p in STANDARD_LIBRARY if b"coding" not in p.read_bytes()[:200])
+    source = b"\n".join([source] * (1 + 10_000_000 // len(source)))
+    small, large = (seconds(source[:size].decode(errors="ignore").encode()) for size in (1_000_000, 10_000_000))
+    assert large / small < 20
 
 
 def test_bad_files_and_languages_are_named(tmp_path):

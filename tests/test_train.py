@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from modes import NoSync
 from safetensors.torch import load_file
 from test_model import golden
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from treediff import batch, model, steplog, tokens, train, watch
 from treediff import loss as eq1
@@ -199,21 +199,6 @@ def test_a_step_that_failed_stops_the_run_one_step_later(runs, mean, loss, norm,
     with pytest.raises(UserError, match=said):
         log.drain()
     assert steplog.read_log(cfg.run_dir) == []
-
-
-class NoSync(TorchDispatchMode):
-    """Raises on every operation that makes the host wait for the device: those that read a value or find a shape."""
-
-    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "item")
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.__name__.split(".")[0]
-        boolean = name in ("index", "index_put_", "index_put") and any(
-            i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
-        )
-        assert not boolean, f"{name} by a boolean mask"
-        assert name.strip("_") not in [w.strip("_") for w in self.WAITS], name
-        return function(*args, **(kwargs or {}))
 
 
 class Engine:

@@ -84,7 +84,8 @@ class Batch:
         self.ids, self.labels, self.seen = padded(records, eos, cfg.eos_padding)
         self.uid = torch.from_numpy(uids[index])
         self.p = masking.noise_level(cfg, self.uid, step, total)
-        spans = [r["spans"].reshape(-1, 3) for r in records] if cfg.masking == "ast_span" else None
+        column = masking.READS.get(cfg.masking)
+        spans = [r[column].reshape(-1, 3) for r in records] if column else None
         self.mask = masking.corrupt(cfg, self.labels, spans, self.uid, step, self.p)
         self.noisy = masking.apply_mask(self.ids, self.mask, mask)
         self.weight = loss_weights(cfg, self.labels, self.mask, self.p)

@@ -131,7 +131,7 @@ def train(args: argparse.Namespace, extra: list[str]) -> None:
 
 
 def export(args: argparse.Namespace, extra: list[str]) -> None:
-    from treediff import corpus, launch, model, sample, tokens
+    from treediff import answers, corpus, launch, model, tokens
 
     cfg = switches(args, extra)
     if not launch.is_trained(cfg):
@@ -139,7 +139,7 @@ def export(args: argparse.Namespace, extra: list[str]) -> None:
     if args.out.exists():
         raise UserError(f"{args.out}: exists already; name a folder to be made.")
     tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
-    model.save_backbone(sample.load_run(cfg), args.out, tok)
+    model.save_backbone(answers.load_run(cfg), args.out, tok)
     print(args.out)
 
 

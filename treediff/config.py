@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 MASKINGS = ("random", "ast_span", "ast")
-"""The paper's corruption strategies, in the order of its Table 2. There are two more: `identifier` and `line`."""
+"""The paper's corruption strategies, in the order of its Table 2."""
+BEYOND = ("identifier", "line")
+"""Strategies that are not the paper's: reported where they were run."""
 
 
 class UserError(Exception):

@@ -112,9 +112,9 @@ def prompt_text(tok: PreTrainedTokenizerFast, message: str) -> str:
 
 
 def encode(cfg: Config, tok: PreTrainedTokenizerFast, ex: Example) -> dict[str, Any]:
-    """One encoded sample: id, uid (int64), input_ids (int32), labels (uint8, tokens.LABELS), spans (int32, flat
-    triples of token start, end, tier), code_bytes, error_bytes (those that do not parse). It ends with the
-    end-of-turn token, if there is one, without EOS.
+    """One encoded sample: id, uid (int64), input_ids (int32), labels (uint8, tokens.LABELS), the columns of `groups`
+    (int32, flat triples), code_bytes, error_bytes (those that do not parse). It ends with the end-of-turn token, if
+    there is one, without EOS.
 
     Raises Dropped if it is longer than `max_length` (see the switch `overlong`) or speaks the mask token.
     """
@@ -141,20 +141,32 @@ def encode(cfg: Config, tok: PreTrainedTokenizerFast, ex: Example) -> dict[str, 
     labels = np.full(len(ids), REASONING, np.uint8)
     inside = (at >= start) & (at < end)
     labels[inside] = CODE + tokens.token_tiers(tok, ids, starts, tiers, weights)[inside]
-    spans = syntax.node_spans(parsed, cfg.span_nodes == "tiered")
-    spans[:, :2] += start
-    spans = tokens.token_spans(at, spans)
-    spans[:, :2] += len(prompt)
+    found = groups(cfg, parsed, at[inside] - start, len(prompt) + int(np.searchsorted(at, start)))
     labels = [np.full(len(prompt), PROMPT, np.uint8), labels, np.full(len(ending), REASONING, np.uint8)]
     return {
         "id": ex.id,
         "uid": uid(ex),
         "input_ids": np.concatenate([prompt, ids, np.array(ending, np.int32)]),
         "labels": np.concatenate(labels),
-        "spans": spans.reshape(-1),
+        **{name: triples.reshape(-1) for name, triples in found.items()},
         "code_bytes": end - start,
         "error_bytes": syntax.error_bytes(parsed),
     }
+
+
+def groups(cfg: Config, parsed: syntax.Parsed, at: np.ndarray, shift: int) -> dict[str, np.ndarray]:
+    """What masking rules read besides labels, int32 (n, 3) each of first token, token after the last, and a number:
+    `spans` of AST nodes (their tier), `names` (which name) and `lines` (which line). `at`: the byte of the code that
+    places each token; `shift` is added to the token numbers."""
+    by_byte = {
+        "spans": syntax.node_spans(parsed, cfg.span_nodes == "tiered"),
+        "names": syntax.name_spans(parsed),
+        "lines": syntax.line_spans(parsed.source),
+    }
+    by_token = {name: tokens.token_spans(at, spans) for name, spans in by_byte.items()}
+    for spans in by_token.values():
+        spans[:, :2] += shift
+    return by_token
 
 
 TOO_LONG = "longer than max_length"
@@ -343,12 +355,12 @@ def benchmark_file(cfg: Config, benchmark: str) -> Path | None:
 
 
 class View(NamedTuple):
-    """A piece of code as tokens: ids int32, starts int64 [byte], labels uint8, spans int32 (n, 3), all per token."""
+    """A piece of code as tokens: ids int32, starts int64 [byte], labels uint8, per token; and its `groups`."""
 
     ids: np.ndarray
     starts: np.ndarray
     labels: np.ndarray
-    spans: np.ndarray
+    groups: dict[str, np.ndarray]
 
 
 def example_code(source: str, lines: int, language: str = "python") -> tuple[str, str]:
@@ -373,8 +385,7 @@ def view(cfg: Config, tok: PreTrainedTokenizerFast, code: str) -> View:
     tiers = syntax.byte_tiers(parsed, cfg.tier_owner)
     weights = cfg.weights()[CODE:] if cfg.token_owner == "max_weight" else None
     labels = (CODE + tokens.token_tiers(tok, ids, starts, tiers, weights)).astype(np.uint8)
-    spans = tokens.token_spans(tokens.anchors(tok, ids, starts), syntax.node_spans(parsed, cfg.span_nodes == "tiered"))
-    return View(ids, starts, labels, spans)
+    return View(ids, starts, labels, groups(cfg, parsed, tokens.anchors(tok, ids, starts), 0))
 
 
 def view_masks(cfg: Config, seen: View, level: float, draws: int = 1) -> np.ndarray:
@@ -385,7 +396,8 @@ def view_masks(cfg: Config, seen: View, level: float, draws: int = 1) -> np.ndar
 
     labels = torch.from_numpy(seen.labels).expand(draws, -1)
     p = torch.full((draws,), level, dtype=torch.float64)
-    return masking.corrupt(cfg, labels, [seen.spans] * draws, torch.arange(draws), 0, p).numpy()
+    spans = [seen.groups[masking.READS[cfg.masking]]] * draws if cfg.masking in masking.READS else None
+    return masking.corrupt(cfg, labels, spans, torch.arange(draws), 0, p).numpy()
 
 
 def answer_tokens(

@@ -101,14 +101,14 @@ class Evaluation:
 
 def _record(sums: torch.Tensor) -> dict[str, Any]:
     right, ce, n = sums
-    by_label = {
-        label: round(float(right[:, i].sum() / n[:, i].sum()), 5)
-        for i, label in enumerate(tokens.LABELS)
-        if n[:, i].sum()
-    }
+
+    def by_label(values: torch.Tensor) -> dict[str, float]:
+        sums = [(label, values[:, i].sum(), n[:, i].sum()) for i, label in enumerate(tokens.LABELS)]
+        return {label: round(float(v / count), 5) for label, v, count in sums if count}
+
     return {
         "accuracy": round(float(right.sum() / n.sum()), 5),
-        "accuracy_by_label": by_label,
+        "accuracy_by_label": by_label(right),
         "accuracy_by_level": {
             f"{level:g}": {
                 label: round(float(right[row, i] / n[row, i]), 5) for i, label in enumerate(tokens.LABELS) if n[row, i]
@@ -116,6 +116,7 @@ def _record(sums: torch.Tensor) -> dict[str, Any]:
             for row, level in enumerate(LEVELS)
         },
         "loss": round(float(ce.sum() / n.sum()), 6),
+        "loss_by_label": by_label(ce),
         "tokens": {label: int(n[:, i].sum()) for i, label in enumerate(tokens.LABELS) if n[:, i].sum()},
     }
 

@@ -25,8 +25,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from treediff.plain import decode
-from treediff.sandbox import PATIENCE, Broken, Sandbox, Silent
+from treediff.plain import Silent, decode
+from treediff.sandbox import Broken, Sandbox
+from treediff.warden import PATIENCE
 
 PARTS = ("base", "plus")
 MIN_SECONDS, TIME_FACTOR, MOST_SECONDS = 1.0, 4.0, 60.0

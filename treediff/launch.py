@@ -64,13 +64,15 @@ def command(cfg: Config, run_dir: Path) -> list[str]:
 
 
 def environment(cfg: Config) -> dict[str, str]:
-    """The launcher's environment: on a CPU, one thread set per process, and gloo on loopback if all are here."""
+    """The launcher's environment: on a CPU the cores shared out (unless OMP_NUM_THREADS says otherwise), and gloo on
+    loopback if all processes are here.
+    """
     import torch
 
     env = dict(os.environ, TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1", TREEDIFF_STARTER=watch.starter())
     if not torch.cuda.is_available():
         threads = max(1, (os.cpu_count() or 1) // (cfg.processes // cfg.nodes))
-        env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads)}
+        env = {"OMP_NUM_THREADS": str(threads), **env, "DS_ACCELERATOR": "cpu"}
         if cfg.master_addr == "127.0.0.1":
             env["GLOO_SOCKET_IFNAME"] = "lo"
     return env
@@ -99,6 +101,8 @@ def trained(cfg: Config) -> Path:
     from treediff import batch, corpus, heldout, prepare, steplog, tokens
 
     steplog.check_tracker(cfg)
+    if cfg.hostfile and not Path(cfg.hostfile).is_file():  # DeepSpeed would go on without it, on this machine alone
+        raise UserError(f"hostfile: there is no file {cfg.hostfile}.")
     tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
     total = batch.total_steps(cfg, len(prepare.prepared(cfg)))
     if len(heldout.rows(cfg)) < cfg.eval_rows and cfg.eval_every:
@@ -134,7 +138,7 @@ def _run(cfg: Config, run_dir: Path, total: int) -> None:
         try:
             with tqdm(total=total, desc=f"train {cfg.masking}", unit=" steps", mininterval=2) as bar:
                 while process.poll() is None and not hung:
-                    time.sleep(0.5)
+                    time.sleep(0.2)
                     _advance(bar, run_dir / "log.jsonl")
                     if cfg.stall_timeout and watch.silence(run_dir) > cfg.stall_timeout:
                         hung = watch.stacks(run_dir)
@@ -211,7 +215,7 @@ def sampling(cfg: Config, benchmark: str, length: int, processes: int, total: in
             title = f"sample {cfg.run_dir.name} T={length}, {processes} processes"
             with tqdm(total=total, initial=made(), desc=title, unit=" answers", mininterval=2) as bar:
                 while process.poll() is None:
-                    time.sleep(0.5)
+                    time.sleep(0.2)
                     bar.update(made() - bar.n)
                 bar.update(made() - bar.n)
         finally:

@@ -23,13 +23,16 @@ from typing import Any
 
 import numpy as np
 
-from treediff import answers, corpus, paper, plots, stats, tokens
+from treediff import answers, corpus, paper, plots, stats, tables, tokens
 from treediff.config import Config, UserError
+from treediff.ledgers import ledger_name
 
 log = logging.getLogger(__name__)
 
 NEVER = 0xFFFF
 """Step of a token that was never committed, in a packed trajectory."""
+SHOWN = 10
+"""Samples of a task that the page shows; all are counted."""
 
 
 # --- what the explorers show ---------------------------------------------------------------------------------------
@@ -49,9 +52,9 @@ def explorer(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str, Any]]
             ledger = by_key.get((benchmark, length))
             if not ledger:
                 continue
-            rows = answers.read_samples(answers.samples_path(cfg.with_masking(strategy), benchmark, length))
+            rows = _rows(answers.samples_path(cfg.with_masking(strategy), benchmark, length))
             for task, verdict in ledger["tasks"].items():
-                problem, row = problems[benchmark].get(task, {}), rows.get(task, {})
+                problem, of = problems[benchmark].get(task, {}), rows.get(task, [])
                 entry = tasks.setdefault(
                     (benchmark, task),
                     {
@@ -62,17 +65,35 @@ def explorer(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str, Any]]
                         "answers": {},
                     },
                 )
-                entry["answers"][len(runs)] = {
-                    "verdict": _verdict(verdict),
-                    "why": str(verdict["reason"]),
-                    "seconds": verdict["seconds"],
-                    "program": row.get("solution", ""),
-                    "tokens": _packed(cfg, tokenizer, row, vocab),
+                entry["answers"][len(runs)] = _answer(stats.samples(verdict), of) | {
+                    "tokens": _packed(cfg, tokenizer, of[0] if of else {}, vocab)
                 }
-            name = plots.NAMES[strategy]
-            steps = length // cfg.tokens_per_step
-            runs.append({"strategy": strategy, "name": name, "benchmark": benchmark, "T": length, "steps": steps})
+            run = {"strategy": strategy, "name": plots.NAMES[strategy], "benchmark": benchmark, "T": length}
+            run["ledger"] = ledger_name(cfg.with_masking(strategy), benchmark, length)
+            runs.append(run | {"steps": length // cfg.tokens_per_step})
     return {"runs": runs, "vocab": list(vocab), "tasks": list(tasks.values())}
+
+
+def _rows(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The samples of a file by task, in the order of their numbers."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for record in corpus.read_jsonl(path):
+        rows.setdefault(record["task_id"], []).append(record)
+    return {task: sorted(of, key=lambda r: r.get("sample", 0)) for task, of in rows.items()}
+
+
+def _answer(verdicts: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A task's answer of one run: its first sample; where there are several, how many pass, and those after it."""
+    programs = [r.get("solution", "") for r in rows] + [""] * len(verdicts)
+    each = [
+        {"verdict": _verdict(v), "why": str(v["reason"]), "seconds": v["seconds"], "program": program}
+        for v, program in zip(verdicts, programs, strict=False)
+    ]
+    if len(each) == 1:
+        return each[0]
+    passes = sum(x["verdict"] == "pass" for x in each)
+    total = {"passes": passes, "of": len(each), "first": each[0]["verdict"], "more": each[1:SHOWN]}
+    return each[0] | total | {"verdict": "some pass" if 0 < passes < len(each) else each[0]["verdict"]}
 
 
 def _problems(cfg: Config, benchmark: str) -> dict[str, dict[str, Any]]:
@@ -95,7 +116,7 @@ def _packed(cfg: Config, tokenizer: Callable[[], Any], row: dict[str, Any], voca
     """An answer's tokens up to its end: uint32 entry of `vocab`, uint16 step and uint8 label of each; zlib, base64."""
     if "committed_at" not in row:
         return ""
-    text, runs, at, labels = corpus.answer_tokens(cfg, tokenizer(), row["ids"], row["committed_at"])
+    text, runs, at, labels = corpus.answer_tokens(cfg, tokenizer(), np.array(row["ids"]), np.array(row["committed_at"]))
     which = [vocab.setdefault(text[a:b], len(vocab)) for a, b in runs]
     raw = np.array(which, "<u4").tobytes() + np.where(at < 0, NEVER, at).astype("<u2").tobytes()
     return base64.b64encode(zlib.compress(raw + labels.astype("u1").tobytes(), 9)).decode()
@@ -111,7 +132,7 @@ def pairs(tasks: dict[str, Any]) -> list[dict[str, Any]]:
                 for i, a in task["answers"].items()
                 if tasks["runs"][i]["T"] == length
             ]
-            if len({a["verdict"] == "pass" for a in answers}) == 2:
+            if len({a["verdict"] in ("pass", "some pass") for a in answers}) == 2:
                 out.append({"task": task["id"], "T": length, "prompt": task["prompt"], "answers": answers})
     return out
 
@@ -167,24 +188,32 @@ def _results(summary: dict[str, Any]) -> Iterable[str]:
     found = "".join(f"<li>{html.escape(x)}</li>" for x in said)
     yield f'<section id="said"><h2>What may be said</h2><ul>{found}</ul></section>'
     yield '<section id="tables"><h2>Tables</h2>'
+    yield "<p>A click on one of our figures lists the tasks that it counts, with the ledger that they stand in.</p>"
     for number, (ours, theirs) in enumerate(summary["tables"].values(), start=1):
         topic = ("does AST masking beat random masking?", "tokens or spans?")[number - 1]
-        yield f"<h3>Table {number}: {topic}</h3>{_from_markdown(ours, f'Table {number}, ours')}"
+        yield f"<h3>Table {number}: {topic}</h3>{_ours(ours, f'Table {number}, ours')}"
         yield _from_markdown(theirs, f"Table {number}, as the paper prints it")
     if summary["halves"]:
         yield f"<h3>TinyCode's halves</h3>{_from_markdown(summary['halves'], 'Ours, base and plus tests')}"
+    if summary["pass_at"]:
+        yield f"<h3>Several samples per task</h3><p>{html.escape(stats.SAMPLES)}</p>"
+        yield _from_markdown(summary["pass_at"], "Ours, the unbiased pass@k in percent of tasks")
     yield '</section><section id="comparisons"><h2>Comparisons</h2>'
+    seed = summary["title"].rpartition(", ")[2]
+    test = "the exact sign-flip test" if summary["pass_at"] else "McNemar’s exact test"
     yield (
-        "<p>Base and plus tests on the same tasks. The interval is a paired bootstrap over tasks; p is McNemar's exact "
-        "test, adjusted for all rows by Holm's procedure.</p>"
+        f"<p>Runs of {seed}, base and plus tests on the same tasks. The interval is a paired bootstrap over tasks; p "
+        f"is {test}, adjusted for all rows by Holm’s procedure. It speaks of these very models on further "
+        "tasks: what another seed of the same strategy would give is another matter. A click on a count in the columns "
+        "<i>only</i> lists the tasks that one solves and the other does not, on which p rests.</p>"
     )
     names = ["from", "to", "benchmark", "T", "difference [points]", "only from", "only to", "tasks", "p", "p, Holm"]
     rows = [
         [
             *_who(r),
             f"{r['difference']:+.1f} [{r['low']:+.1f}, {r['high']:+.1f}]",
-            r["only_from"],
-            r["only_to"],
+            _only(r, "from", "to"),
+            _only(r, "to", "from"),
             r["tasks"],
             f"{r['p']:.2g}",
             f"{r['p_holm']:.2g}",
@@ -195,24 +224,73 @@ def _results(summary: dict[str, Any]) -> Iterable[str]:
     yield "<h3>Seeds pooled</h3>"
     if summary["pooled"]:
         yield f"<p>{html.escape(stats.POOLING)}</p>"
-        names = ["from", "to", "benchmark", "T", "difference [points]", "runs", "p", "p, Holm"]
+        names = ["from", "to", "benchmark", "T", "difference [points]", "seeds", "p, tasks", "its Holm", "p, seeds"]
         rows = [
             [
                 *_who(r),
                 f"{r['difference']:+.1f} [{r['low']:+.1f}, {r['high']:+.1f}]",
-                len(r["runs"]),
+                " and ".join(map(str, r["seeds"])),
                 f"{r['p']:.2g}",
                 f"{r['p_holm']:.2g}",
+                "" if r["p_seeds"] is None else f"{r['p_seeds']:.2g}",
             ]
             for r in summary["pooled"]
         ]
         yield _table(names, rows, "Ours, all seeds")
+        rows = [
+            [
+                plots.NAMES[r["strategy"]],
+                r["benchmark"],
+                r["T"],
+                f"{r['mean']:.1f} [{r['low']:.1f}, {r['high']:.1f}]",
+                "" if r["sd"] is None else f"{r['sd']:.1f}",
+                ", ".join(f"{name}: {rate:.1f}" for name, rate in r["runs"].items()),
+            ]
+            for r in summary["seed_rates"]
+        ]
+        names = ["strategy", "benchmark", "T", "mean [%]", "sd between seeds", "each run"]
+        yield _table(names, rows, "Pass rates over seeds, with intervals over tasks and runs")
     else:
         yield (
             "<p>There is one seed of each strategy at most, so nothing is pooled: how much the seed moves the results "
             "is unknown and in no interval above.</p>"
         )
     yield "</section>"
+
+
+def _ours(records: list[dict[str, Any]], caption: str) -> str:
+    """A table of ours as tables.markdown lays it out; each figure opens the task explorer on what it counts."""
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in tables.markdown(records).splitlines()]
+    by_text = {(plots.NAMES[r["strategy"]], f"{r['benchmark']}, T = {r['T']}"): r for r in records}
+    for row in rows[2:]:
+        for i, title in enumerate(rows[0][1:], start=1):
+            record = by_text.get((row[0], title))
+            if record and "ledger" in record:
+                verdict = "" if record["samples"] > 1 else "pass" if title.split(",")[0].endswith("+") else "base tests"
+                row[i] = _Link(row[i], {**_run(record), "verdict": verdict})
+    return _table(rows[0], rows[2:], caption)
+
+
+class _Link(str):
+    """A cell's text that, clicked, sets the task explorer's filters."""
+
+    def __new__(cls, text: str, filters: dict[str, str]) -> _Link:
+        link = super().__new__(cls, text)
+        link.filters = filters
+        return link
+
+
+def _run(record: dict[str, Any]) -> dict[str, str]:
+    """The explorer's filters for a record's benchmark and T, and its strategy if it is of one."""
+    benchmark = next(b for b, names in paper.HALVES.items() if record["benchmark"] in names)
+    filters = {"set": f"{benchmark}, T = {record['T']}"}
+    return filters | ({"strategy": plots.NAMES[record["strategy"]]} if "strategy" in record else {})
+
+
+def _only(r: dict[str, Any], ahead: str, behind: str) -> str:
+    """How many tasks one of the two passes (or passes more often) and the other does not."""
+    filters = _run(r) | {"strategy": plots.NAMES[r[ahead]], "over": plots.NAMES[r[behind]]}
+    return _Link(r[f"only_{ahead}"], filters)
 
 
 def _who(r: dict[str, Any]) -> list[Any]:
@@ -271,7 +349,7 @@ def _p(value: float | None) -> str:
 
 def _data(summary: dict[str, Any]) -> Iterable[str]:
     """What the runs were trained on: rows at each filter, tokens, lengths, and what of the benchmarks they hold."""
-    yield '<section id="data"><h2>Training data</h2>'
+    yield '<section id="training"><h2>Training data</h2>'
     if not summary["data"]:
         yield "<p>No run of this preset has been trained yet.</p>"
     for who, data in summary["data"].items():
@@ -342,6 +420,8 @@ def _settings(cfg: Config, summary: dict[str, Any]) -> Iterable[str]:
         yield _table(["switch", "ours", "the paper’s run", "what it is"], rows, f"{len(rows)} switches differ")
     else:
         yield "<p>None: every switch has the value of the paper’s run.</p>"
+    layers = ", ".join(f"{name} ({how})" for name, how in summary["sandbox"].items()) or "no program was run yet"
+    yield f"<p>Programs were run in the sandbox with these layers: {html.escape(layers)}.</p>"
     seeds = "; ".join(f"{plots.NAMES[s]}: {', '.join(map(str, k))}" for s, k in summary["seeds"].items())
     yield f"<p>Seeds that were run: {html.escape(seeds or 'none')}.</p>"
     facts = {"Every switch": cfg.as_dict(), "This report": summary["provenance"]["report"]}
@@ -368,6 +448,9 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[Any]], caption: str) ->
 
 def _td(value: Any) -> str:
     text = str(value)
+    if isinstance(value, _Link):
+        filters = html.escape(json.dumps(value.filters))
+        return f'<td><button class="cell" data-show="{filters}">{html.escape(text)}</button></td>'
     return f"<td{' class=long' if len(text) > 45 else ''}>{html.escape(text)}</td>"
 
 

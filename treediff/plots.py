@@ -32,8 +32,10 @@ COLOURS = {
 }
 """Background of each label, light enough for black text; the hues are Okabe and Ito's."""
 STRATEGY = {"base": "#777777", "random": "#0072B2", "ast_span": "#CC79A7", "ast": "#D55E00"}
-MARKER = {"base": "s", "random": "o", "ast_span": "^", "ast": "D"}
+STRATEGY |= {"identifier": "#009E73", "line": "#E69F00"}
+MARKER = {"base": "s", "random": "o", "ast_span": "^", "ast": "D", "identifier": "v", "line": "P"}
 NAMES = {"base": "Backbone", "random": "Random masking", "ast_span": "AST (span)", "ast": "AST (TreeDiff)"}
+NAMES |= {"identifier": "Whole names", "line": "Whole lines"}
 MASKED = "#333333"
 
 _ANSI = {"default": "0", "skeleton": "36", "data": "32", "condition": "33", "control": "31"}
@@ -63,7 +65,7 @@ def _panels(texts: Sequence[Sequence[str]], titled: bool = True, right: float = 
     gap, top, legend = 0.3, 0.28 if titled else 0.05, 0.4
     widths = [max(_columns(row[i]) for row in texts) * _CELL[0] for i in range(len(texts[0]))]
     heights = [max(len(t.split("\n")) for t in row) * _CELL[1] for row in texts]
-    width = max(5.2, sum(widths) + gap * (len(widths) + 1) + right)
+    width = max(6.4, sum(widths) + gap * (len(widths) + 1) + right)
     height = sum(heights) + (top + 0.1) * len(heights) + legend
     figure = Figure(figsize=(width, height))
     axes, y = [], height
@@ -129,7 +131,8 @@ def _tier_legend(figure: Figure, labels: Sequence[str] = LABELS[CODE:], masked: 
     patches = [Patch(facecolor=COLOURS[x], edgecolor="#888888", label=x) for x in labels]
     if masked:
         patches.append(Patch(facecolor=MASKED, label="masked"))
-    figure.legend(handles=patches, loc="lower center", ncols=len(patches), frameon=False, fontsize=9)
+    close = {"columnspacing": 1.1, "handlelength": 1.3, "handletextpad": 0.5}
+    figure.legend(handles=patches, loc="lower center", ncols=len(patches), frameon=False, fontsize=9, **close)
 
 
 def source(text: str, starts: np.ndarray, labels: np.ndarray, title: str = "") -> Figure:
@@ -141,8 +144,9 @@ def source(text: str, starts: np.ndarray, labels: np.ndarray, title: str = "") -
     return figure
 
 
-def tree(parsed: Parsed, node: Any = None, most: int = 90) -> Figure:
-    """The syntax tree of `node` (the whole source by default) drawn as a tree, nodes coloured by their own tier."""
+def tree(parsed: Parsed, node: Any = None, most: int = 90, deepest: int = 24) -> Figure:
+    """The syntax tree of `node` (the whole source by default) drawn as a tree, nodes coloured by their own tier: the
+    first `most` nodes down to the level `deepest`. A node that has more below it than is drawn ends in an ellipsis."""
     from matplotlib.figure import Figure
 
     from treediff.syntax import TIERS
@@ -150,17 +154,24 @@ def tree(parsed: Parsed, node: Any = None, most: int = 90) -> Figure:
     g = parsed.grammar
     places: dict[int, tuple[float, int]] = {}
     drawn: list[tuple[Any, int | None]] = []
+    cut: set[int] = set()  # nodes of which not all is drawn
     leaves = 0
+
+    def whole(n: Any) -> bool:
+        """Whether a node is drawn as its text."""
+        return n.child_count == 0 or "string" in n.type or "comment" in n.type
 
     def place(n: Any, depth: int, above: int | None) -> float:
         nonlocal leaves
         drawn.append((n, above))
         # Punctuation belongs to the tree that tree-sitter builds, but not to a picture of it.
-        inner = [] if len(drawn) > most else [c for c in n.children if c.is_named or c.text[:1].isalpha()]
-        if n.type in ("string", "comment"):
-            inner = []
-        if inner:
-            x = float(np.mean([place(c, depth + 1, n.id) for c in inner]))
+        inner = [] if whole(n) else [c for c in n.children if c.is_named or c.text[:1].isalpha()]
+        # One after the other, because each draws what is below it.
+        below = [place(c, depth + 1, n.id) for c in inner if len(drawn) < most and depth < deepest]
+        if len(below) < len(inner):
+            cut.add(n.id)
+        if below:
+            x = float(np.mean(below))
         else:
             x, leaves = float(leaves), leaves + 1
         places[n.id] = (x, depth)
@@ -180,11 +191,11 @@ def tree(parsed: Parsed, node: Any = None, most: int = 90) -> Figure:
         if not n.is_named and above is not None:  # a keyword takes the tier of the node that it begins
             tier = tier_of[above]
         tier_of[n.id] = tier
-        if n.child_count == 0 or n.type in ("string", "comment"):
+        if whole(n):
             label = n.text.decode(errors="replace").split("\n")[0]
             label = label if len(label) < 14 else label[:12] + "…"
         else:
-            label = n.type.replace("_", "\n")
+            label = n.type.replace("_", "\n") + ("\n…" if n.id in cut else "")
         ax.text(
             x,
             -d,
@@ -334,41 +345,6 @@ def run_lengths(lengths: Mapping[str, Sequence[int]], level: float) -> Figure:
     ax.set_xlabel(f"length of a run of masked code tokens, at P = {level:g}")
     ax.set_ylabel("share of masked tokens in\nruns at least this long")
     ax.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def _smooth(values: np.ndarray, width: int) -> np.ndarray:
-    """Mean over the last `width` values that are there (nan where none is)."""
-    known = ~np.isnan(values)
-    total, count = np.cumsum(np.where(known, values, 0)), np.cumsum(known)
-    total[width:] -= total[:-width].copy()
-    count[width:] -= count[:-width].copy()
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def loss_curves(log: Sequence[Mapping[str, Any]], buckets: Sequence[float], title: str = "") -> Figure:
-    """The loss over training, raw and by noise bucket (smoothed), and the learning rate."""
-    figure, (left, right) = _axes(5.2, 3.6, 2)
-    steps = np.array([r["step"] for r in log])
-    left.plot(steps, [r["loss"] for r in log], color="#BBBBBB", lw=0.8, label="all masked tokens, raw")
-    width = max(5, len(steps) // 25)
-    shades = ["#F0E442", "#E69F00", "#D55E00", "#CC79A7", "#0072B2"]
-    for i in range(len(buckets) - 1):
-        values = np.array([r["loss_by_noise"][i] for r in log], float)
-        label = f"P in {buckets[i]:g} to {buckets[i + 1]:g}"
-        left.plot(steps, _smooth(values, width), color=shades[i], lw=1.8, label=label)
-    left.set_yscale("log")
-    left.set_xlabel("optimiser step")
-    left.set_ylabel("cross-entropy [nats per masked token]")
-    left.set_title(title, fontsize=10, loc="left")
-    left.legend(frameon=False, fontsize=7.5, ncols=2)
-    right.plot(steps, [r["lr"] for r in log], color=STRATEGY["random"])
-    right.set_xlabel("optimiser step")
-    right.set_ylabel("learning rate")
-    speed = right.twinx()
-    speed.plot(steps, [r["tokens_per_s"] for r in log], color=STRATEGY["ast"], lw=0.7, alpha=0.6)
-    speed.set_ylabel("tokens per second", color=STRATEGY["ast"])
-    speed.set_ylim(bottom=0)
     return figure
 
 

@@ -4,9 +4,10 @@
     data[0]["input_ids"], data[0]["labels"], data[0]["spans"]
     stats(cfg)["rows"]               # how many rows were read, dropped for which reason, not chosen, kept
 
-The rows are cut into chunks; each becomes one Arrow file, written whole or not at all, under `.<name>.parts` beside the
-data set. A call that follows a killed one takes over the files that are there. Of the rows that can serve, a seeded
-hash of their number chooses `rows`, so that neither the processes nor a restart nor the order of work can change which.
+The rows are cut into chunks; each becomes one Arrow file under runs/<preset>/data/parts, written whole or not at all. A
+call that follows a killed one takes over the files that are there, and so does one that only chooses other rows. Of the
+rows that can serve, a seeded hash of their number chooses `rows`, so that neither the processes nor a restart nor the
+order of work can change which.
 Command: treediff prepare --data FILE --tokenizer FOLDER --out DIR
 """
 
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 
 CHUNK = 16_000_000  # bytes of rows: what a kill can lose per process, and a process's memory, grow with it
 SHARD = 128_000_000  # bytes of a file of the finished data set
-_FORMAT = 2  # raise it when the same rows and switches give other bits
+_FORMAT = 3  # raise it when the same rows and switches give other bits
 
 
 def prepared(cfg: Config, out: Path | None = None) -> datasets.Dataset:
@@ -63,7 +64,7 @@ def prepared(cfg: Config, out: Path | None = None) -> datasets.Dataset:
             raise UserError(f"{folder}: not empty, and no data set of ours; name another folder.")
         with _alone(folder):
             if not (folder / "stats.json").exists():
-                _prepare(cfg, folder)
+                _prepare(cfg, folder, out is None)
     elif read_json(folder / "stats.json")["fingerprint"] != data_fingerprint(cfg):
         raise UserError(f"{folder}: holds a data set made from other data or switches; name another folder.")
     return datasets.load_from_disk(str(folder)).with_format("numpy")
@@ -93,11 +94,15 @@ def data_folder(cfg: Config) -> Path:
 def data_fingerprint(cfg: Config) -> str:
     """Changes with the data, the tokenizer, the grammar, any data switch, and what else decides about a row: the
     weights where they choose a token's owner, the benchmarks where rows like theirs are dropped."""
-    switches = {k: v for k, v in cfg.as_dict("data").items() if k != "tokenizer"}
+    return fingerprint(_made_of(cfg), contamination.stamps(cfg) if cfg.decontaminate else [])
+
+
+def _made_of(cfg: Config, *without: str) -> list[Any]:
+    """What the encoded rows depend on: every data switch but some, the data, the tokenizer, the grammar."""
+    switches = {k: v for k, v in cfg.as_dict("data").items() if k not in ("tokenizer", *without)}
     weights = cfg.weights() if cfg.token_owner == "max_weight" else []
-    against = contamination.stamps(cfg) if cfg.decontaminate else []
     grammar = syntax.grammar_version(cfg.language)
-    return fingerprint(switches, _tokenizer_stamp(cfg), _data_stamp(cfg), weights, grammar, against, _FORMAT)
+    return [switches, _tokenizer_stamp(cfg), _data_stamp(cfg), weights, grammar, _FORMAT]
 
 
 def _data_stamp(cfg: Config) -> Any:
@@ -123,22 +128,28 @@ def _tokenizer(folder: str, revision: str) -> PreTrainedTokenizerFast:
 # --- the run -------------------------------------------------------------------------------------------------------
 
 
-def _prepare(cfg: Config, folder: Path) -> None:
-    """Make `folder`. Bad input leaves nothing; a kill or a full disk leaves the finished parts to the next call."""
+def _prepare(cfg: Config, folder: Path, keep: bool) -> None:
+    """Make `folder`, from parts that are kept for other choices of rows, or from ones beside it that are not.
+
+    Bad input leaves nothing; a kill or a full disk leaves the finished parts to the next call.
+    """
     mark = data_fingerprint(cfg)
+    chosen = ("decontaminate",) if cfg.data == "tinycode" else ("rows", "data_seed", "decontaminate")
+    home = folder.parent / "parts" if keep else folder.with_name(f".{folder.name}.parts")
+    parts = home / fingerprint(_made_of(cfg, *chosen))
     cfg = cfg.but(tokenizer=corpus.tokenizer_folder(cfg))
-    beside = folder.with_name(f".{folder.name}.parts")
-    parts = beside / mark
-    for old in (*beside.glob("*"), *folder.parent.glob(f".{folder.name}.*.tmp")):  # of other data; of a killed call
-        if old != parts:
-            shutil.rmtree(old)
+    for old in (*folder.parent.glob(f".{folder.name}.*.tmp"), *(() if keep else home.glob("*"))):
+        if old.name != parts.name:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()  # of a killed call; of other data
     try:
-        files = _encode(cfg, parts)
+        with _alone(parts):
+            files = _encode(cfg, parts)
         with whole(folder) as spot:
             spot.mkdir()
             _publish(cfg, files, spot, mark)
     except UserError:
-        shutil.rmtree(beside, ignore_errors=True)
+        if not (keep and (parts / "complete.json").exists()):
+            shutil.rmtree(parts, ignore_errors=True)
         raise
     except BrokenProcessPool:
         raise UserError(
@@ -146,29 +157,41 @@ def _prepare(cfg: Config, folder: Path) -> None:
             'on from here (a script that makes it needs `if __name__ == "__main__":`).'
         ) from None
     except OSError as e:
-        kept = len(list(parts.glob("*.arrow")))
+        done = len(list(parts.glob("*.arrow")))
         raise UserError(
-            f"{folder}: cannot be written ({e.strerror or e}); make room and call again; {kept} parts are kept for it."
+            f"{folder}: cannot be written ({e.strerror or e}); make room and call again; {done} parts are kept for it."
         ) from None
-    shutil.rmtree(beside)
+    if not keep:
+        shutil.rmtree(home)
 
 
 def _encode(cfg: Config, parts: Path) -> list[Path]:
     """Write the part of every chunk that has none yet; all parts' files, in the order of the rows."""
     from tqdm import tqdm
 
-    files: list[Path] = []
+    complete = parts / "complete.json"
+    if not complete.exists():
+        for old in parts.glob(".*.tmp"):  # of a killed call
+            shutil.rmtree(old)
+        count = 0
 
-    def jobs() -> Iterator[tuple[Any, ...]]:
-        for number, rows in enumerate(_chunks(cfg)):
-            files.append(parts / f"{number:06d}.arrow")
-            if not files[-1].exists():
-                yield cfg, files[-1], rows
+        def jobs() -> Iterator[tuple[Any, ...]]:
+            nonlocal count
+            for rows in _chunks(cfg):
+                path = _part(parts, count)
+                count += 1
+                if not path.exists():
+                    yield cfg, path, rows
 
-    with tqdm(desc="prepare", unit=" rows", mininterval=2) as bar:
-        for done in spread(cfg, encode_part, jobs()):
-            bar.update(done)
-    return files
+        with tqdm(desc="prepare", unit=" rows", mininterval=2) as bar:
+            for done in spread(cfg, encode_part, jobs()):
+                bar.update(done)
+        write_json(complete, {"parts": count, "switches": cfg.as_dict("data")})
+    return [_part(parts, i) for i in range(read_json(complete)["parts"])]
+
+
+def _part(parts: Path, number: int) -> Path:
+    return parts / f"{number:06d}.arrow"
 
 
 def _chunks(cfg: Config) -> Iterator[list[tuple[int, Any]]]:
@@ -211,7 +234,8 @@ def _schema() -> pa.Schema:
     import pyarrow as pa
 
     own = {"id": pa.string(), "uid": pa.int64()}
-    own |= {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.uint8()), "spans": pa.list_(pa.int32())}
+    own |= {"labels": pa.list_(pa.uint8())}
+    own |= dict.fromkeys(("input_ids", "spans", "names", "lines"), pa.list_(pa.int32()))
     return pa.schema(own | dict.fromkeys(("row", "code_bytes", "error_bytes"), pa.int64()))
 
 
@@ -268,7 +292,7 @@ def _write(files: list[Path], chosen: np.ndarray, spot: Path, mark: str) -> Tall
     import datasets
     import pyarrow as pa
 
-    columns = ["id", "uid", "input_ids", "labels", "spans"]
+    columns = ["id", "uid", "input_ids", "labels", "spans", "names", "lines"]
     features = datasets.Features.from_arrow_schema(pa.schema([_schema().field(c) for c in columns]))
     tally, shards, writer, size = Tally(), [], None, 0
     for path in files:

@@ -10,29 +10,31 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treediff import answers, corpus, page, paper, plots, stats, tokens, trajectory
 from treediff.config import MASKINGS, SWITCHES, Config, UserError, provenance, read_json, resolve, whole, write_json
-from treediff.paper import HALVES, PAIRS, PAPER, paper_markdown
-from treediff.tables import as_csv, latex, markdown, rate
+from treediff.ledgers import (
+    ROWS,
+    comparisons,
+    ledger_name,
+    ledger_path,
+    ledgers,
+    pooled,
+    sandbox_layers,
+    seed_rates,
+    seeds,
+    verdicts,
+)
+from treediff.paper import HALVES, PAPER, paper_markdown
+from treediff.tables import as_csv, cell, latex, markdown, pass_at_markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
-
-ROWS = ("base", *MASKINGS)
-
-
-# --- ledgers -------------------------------------------------------------------------------------------------------
-
-
-def ledger_path(cfg: Config, benchmark: str, length: int) -> Path:
-    return cfg.run_dir / "scores" / f"{benchmark}-T{length}.json"
 
 
 def scored(cfg: Config, benchmark: str, length: int) -> Path:
@@ -46,87 +48,42 @@ def scored(cfg: Config, benchmark: str, length: int) -> Path:
     return out
 
 
-def ledgers(cfg: Config) -> dict[str, dict[tuple[str, int], dict[str, Any]]]:
-    """The ledgers that are there, by strategy and (benchmark, T).
-
-    Raises UserError if two runs were trained, sampled or scored under different settings: they could not be compared.
-    """
-    found: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
-    for strategy in ROWS:
-        run = cfg.with_masking(strategy)
-        for benchmark in cfg.benchmarks:
-            for length in cfg.lengths:
-                path = ledger_path(run, benchmark, length)
-                if path.exists():
-                    found.setdefault(strategy, {})[benchmark, length] = read_json(path)
-    for key in {k for by_key in found.values() for k in by_key}:
-        runs = {s: (cfg.with_masking(s), by_key[key]) for s, by_key in found.items() if key in by_key}
-        _same_settings(key, runs)
-    return found
-
-
-def _same_settings(key: tuple[str, int], runs: dict[str, tuple[Config, dict[str, Any]]]) -> None:
-    """Refuse runs, by a name of each, whose ledgers of `key` cannot be compared."""
-    known: dict[str, tuple[str, Any]] = {}
-    for who, (run, ledger) in runs.items():
-        mine = {k: v for k, v in ledger["settings"].items() if "samples" not in k}
-        lines = corpus.read_jsonl(answers.samples_path(run, *key))
-        mine |= {f"sampling {k}": v for k, v in next(iter(lines))["settings"].items()}
-        mine["tasks"] = sorted(ledger["tasks"])
-        mine["sampling seed"] = mine.get("sampling seed") if len({r.seed for r, _ in runs.values()}) == 1 else None
-        if run.masking != "base" and (run.run_dir / "config.json").exists():
-            switches = read_json(run.run_dir / "config.json")
-            trained = (n for n, f in SWITCHES.items() if f.metadata["stage"] in ("data", "train"))
-            mine |= {f"training switch {n}": switches[n] for n in trained if n in switches}
-        for name, value in mine.items():
-            first, theirs = known.setdefault(name, (who, value))
-            if theirs != value:
-                raise UserError(
-                    f"{key[0]} at T = {key[1]}: {first} and {who} differ in {name}, so they cannot be "
-                    "compared; make one of them again."
-                )
-
-
-def seeds(cfg: Config) -> dict[str, list[int]]:
-    """The seeds that have a run directory, by strategy."""
-    found = {s: [int(m[1]) for p in cfg.preset_dir.glob(f"{s}-seed*") if (m := _SEED.search(p.name))] for s in ROWS}
-    return {s: sorted(k) for s, k in found.items() if k}
-
-
-_SEED = re.compile(r"-seed(\d+)$")
-
-
-def _counts(ledger: dict[str, Any]) -> tuple[int, int, int]:
-    """Tasks that pass the base tests, that pass base and plus, and tasks."""
-    base, plus = stats.passed(ledger, "base"), stats.passed(ledger, "plus")
-    return sum(base.values()), sum(plus.values()), len(base)
-
-
 # --- tables --------------------------------------------------------------------------------------------------------
 
 
 def table(cfg: Config, strategies: tuple[str, ...]) -> list[dict[str, Any]]:
-    """One record per strategy, benchmark, tests and T: our k of n with its interval, and the paper's percentage.
-
-    The paper's T (256, 512) stand beside ours in order: the first length beside 256, the second beside 512.
-    """
+    """One record per strategy, benchmark, tests and T: our k of n with its interval, the ledger that they are counted
+    from, and the paper's percentage at this T, if it prints one."""
     found = ledgers(cfg)
     out = []
     for strategy in strategies:
-        for place, length in enumerate(cfg.lengths):
+        for length in cfg.lengths:
             for benchmark in cfg.benchmarks:
                 ledger = found.get(strategy, {}).get((benchmark, length))
-                for column, name in enumerate(HALVES[benchmark]):
+                for part, name in zip(("base", "plus"), HALVES[benchmark], strict=True):
                     record: dict[str, Any] = {"strategy": strategy, "T": length, "benchmark": name}
                     if ledger:
-                        *k, n = _counts(ledger)
-                        low, high = stats.wilson(k[column], n)
-                        rate = 100 * k[column] / n
-                        record |= {"passed": k[column], "tasks": n, "rate": rate, "low": 100 * low, "high": 100 * high}
-                    paper = list(PAPER[strategy].get(benchmark, {}).items())
-                    if place < len(paper):
-                        record |= {"paper_T": paper[place][0], "paper": paper[place][1][column]}
+                        record |= stats.rated(stats.counts(ledger, part))
+                        record["ledger"] = ledger_name(cfg.with_masking(strategy), benchmark, length)
+                    if paper := PAPER[strategy].get(benchmark, {}).get(length):
+                        record |= {"paper_T": length, "paper": paper[part == "plus"]}
                     out.append(record)
+    return out
+
+
+def pass_at_k(cfg: Config, strategies: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The unbiased pass@k of `table`'s cells, for k = 1, 2, 5, 10, 100 as far as every task has as many samples.
+
+    Empty where each task has one sample. stats.SAMPLES is the model of the intervals.
+    """
+    out = []
+    for strategy, by_key in ledgers(cfg).items():
+        for (benchmark, length), ledger in by_key.items() if strategy in strategies else ():
+            for part, name in zip(("base", "plus"), HALVES[benchmark], strict=True):
+                counted = stats.counts(ledger, part)
+                head = {"strategy": strategy, "T": length, "benchmark": name}
+                most = min(n for _, n in counted.values())
+                out += [head | stats.rated(counted, k) for k in (1, 2, 5, 10, 100) if 1 < most >= k]
     return out
 
 
@@ -142,8 +99,8 @@ def halves_markdown(cfg: Config, strategies: tuple[str, ...]) -> str:
         cells = []
         for length, name in columns:
             ledger = found.get(strategy, {}).get(("tinycode", length), {"tasks": {}})
-            passed = [v for i, v in stats.passed(ledger, "plus").items() if half.get(i) == name]
-            cells.append(rate(sum(passed), len(passed)))
+            counted = {i: v for i, v in stats.counts(ledger, "plus").items() if half.get(i) == name}
+            cells.append(cell(stats.rated(counted)) if counted else "not run")
         lines.append(f"| {plots.NAMES[strategy]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -154,93 +111,13 @@ def reasons(cfg: Config, strategies: tuple[str, ...]) -> dict[str, dict[str, int
     out = {}
     for strategy in strategies:
         for (benchmark, length), ledger in found.get(strategy, {}).items():
-            passed = stats.passed(ledger, "plus")
+            verdicts = [v for entry in ledger["tasks"].values() for v in stats.samples(entry)]
             kinds = Counter(
-                "pass" if passed[i] else str(v["reason"]).partition(":")[0].strip() for i, v in ledger["tasks"].items()
+                "pass" if v["base"] == v["plus"] == "pass" else str(v["reason"]).partition(":")[0].strip()
+                for v in verdicts
             )
             out[f"{plots.NAMES[strategy]}, {benchmark}, T = {length}"] = dict(kinds)
     return out
-
-
-def sandbox_layers(cfg: Config) -> dict[str, Any]:
-    """The sandbox that the ledgers name (all runs of a preset are scored on one machine, or say so)."""
-    layers = [ledger["sandbox"] for by_key in ledgers(cfg).values() for ledger in by_key.values()]
-    return layers[0] if all(x == layers[0] for x in layers) else {"differs between runs": layers}
-
-
-def comparisons(cfg: Config) -> list[dict[str, Any]]:
-    """Every pair of strategies on every benchmark and T, on base and plus tests of the same tasks.
-
-    Difference [points] with its paired bootstrap interval, discordant tasks, exact McNemar p, and p adjusted for the
-    whole list (Holm).
-    """
-    found = ledgers(cfg)
-    out = []
-    for one, two in PAIRS:
-        for key in found.get(one, {}):
-            if key not in found.get(two, {}):
-                continue
-            both = stats.compare(*(stats.passed(found[s][key], "plus") for s in (one, two)))
-            out.append(
-                {
-                    "benchmark": HALVES[key[0]][1],
-                    "T": key[1],
-                    "from": one,
-                    "to": two,
-                    **{k: 100 * both[k] for k in ("difference", "low", "high")},
-                    "both": both["both"],
-                    "only_from": both["only_a"],
-                    "only_to": both["only_b"],
-                    "neither": both["neither"],
-                    "tasks": both["n"],
-                    "p": both["p"],
-                }
-            )
-    return _with_holm(out)
-
-
-def pooled(cfg: Config) -> list[dict[str, Any]]:
-    """The comparisons over all seeds that were run (stats.POOLING is the model); empty with one seed of each."""
-    of = seeds(cfg)
-    if max(map(len, of.values()), default=0) < 2:
-        return []
-    out = []
-    for one, two in PAIRS:
-        for key in [(b, t) for b in cfg.benchmarks for t in cfg.lengths]:
-            runs = {}
-            for strategy in (one, two):
-                for seed in of.get(strategy, []):
-                    run = cfg.with_masking(strategy).but(seed=seed)
-                    if (path := ledger_path(run, *key)).exists():
-                        runs[f"{strategy}-seed{seed}"] = (run, read_json(path))
-            _same_settings(key, runs)
-            sides = [[stats.passed(v, "plus") for r, v in runs.values() if r.masking == s] for s in (one, two)]
-            if not all(sides) or len(runs) < 3:
-                continue
-            record = stats.pooled(*sides)
-            head = {"benchmark": HALVES[key[0]][1], "T": key[1], "from": one, "to": two, "runs": list(runs)}
-            out.append(head | {k: 100 * record[k] for k in ("difference", "low", "high")} | {"p": record["p"]})
-    return _with_holm(out)
-
-
-def _with_holm(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    adjusted = stats.holm([r["p"] for r in records])
-    return [r | {"p_holm": p} for r, p in zip(records, adjusted, strict=True)]
-
-
-def verdicts(records: list[dict[str, Any]], level: float = 0.05) -> str:
-    """What the comparisons allow to be said, in sentences: an order only where McNemar's p, Holm-adjusted, says so."""
-    if not records:
-        return "No two runs can be compared yet."
-    adjusted = stats.holm([r["p"] for r in records])
-    lines = []
-    for r, p in zip(records, adjusted, strict=True):
-        names = f"{plots.NAMES[r['to']]} against {plots.NAMES[r['from']]}, {r['benchmark']} at T = {r['T']}"
-        interval = f" [{r['low']:+.1f}, {r['high']:+.1f}]" if "low" in r else ""
-        counts = f"{r['difference']:+.1f}{interval} points ({r['only_to']} tasks to {r['only_from']} of {r['tasks']})"
-        said = f"a difference at p = {p:.2g}" if p < level else f"no difference can be told (p = {p:.2g})"
-        lines.append(f"- {names}: {counts}: {said}.")
-    return "\n".join(lines)
 
 
 # --- figures -------------------------------------------------------------------------------------------------------
@@ -257,7 +134,9 @@ def masking_figure(cfg: Config, code: str, levels: tuple[float, ...] = (0.3, 0.7
 def differing_task(cfg: Config, benchmark: str, length: int, one: str = "random", two: str = "ast") -> str:
     """A task that `two` passes and `one` fails, if there is one; else any task that they answer differently."""
     found = ledgers(cfg)
-    a, b = (found[s][benchmark, length]["tasks"] for s in (one, two))
+    a, b = (
+        {i: stats.samples(entry)[0] for i, entry in found[s][benchmark, length]["tasks"].items()} for s in (one, two)
+    )
     for want in (
         lambda i: b[i]["plus"] == "pass" != a[i]["plus"],
         lambda i: a[i]["plus"] != b[i]["plus"],
@@ -275,7 +154,7 @@ def program_figure(cfg: Config, benchmark: str, length: int, task: str) -> Figur
     panels = []
     for strategy in ("random", "ast"):
         rows = answers.read_samples(answers.samples_path(cfg.with_masking(strategy), benchmark, length))
-        verdict = found[strategy][benchmark, length]["tasks"][task]
+        verdict = stats.samples(found[strategy][benchmark, length]["tasks"][task])[0]
         why = verdict["plus"] if verdict["base"] == "pass" else verdict["base"]
         panels.append((f"{plots.NAMES[strategy]}: {why}", rows[task]["solution"]))
     return plots.programs(panels)
@@ -287,11 +166,10 @@ def robustness_figure(cfg: Config) -> Figure:
     scores: dict[str, dict[int, tuple[float, float, float]]] = {}
     for strategy, by_key in found.items():
         for length in cfg.lengths:
-            parts = [_counts(by_key[b, length]) for b in cfg.benchmarks if (b, length) in by_key]
+            parts = [stats.counts(by_key[b, length], "plus") for b in cfg.benchmarks if (b, length) in by_key]
             if parts:
-                k, n = sum(p[1] for p in parts), sum(p[2] for p in parts)
-                low, high = stats.wilson(k, n)
-                scores.setdefault(strategy, {})[length] = (100 * k / n, 100 * low, 100 * high)
+                r = stats.rated({task: v for counted in parts for task, v in counted.items()})
+                scores.setdefault(strategy, {})[length] = (r["rate"], r["low"], r["high"])
     return plots.robustness(scores, "pass@1, base and plus tests [%]\nwith 95 % intervals")
 
 
@@ -316,22 +194,25 @@ def write(cfg: Config) -> Path:
     folder = cfg.preset_dir / "report"
     found = ledgers(cfg)
     tables = {"table1": table(cfg, paper.IN_TABLE[1]), "table2": table(cfg, MASKINGS)}
-    for number, (name, records) in enumerate(tables.items(), start=1):
-        theirs = paper_markdown(paper.IN_TABLE[number], number == 1)
-        _write_text(folder / f"{name}.md", f"Ours:\n\n{markdown(records)}\n\nThe paper's:\n\n{theirs}\n")
-        _write_text(folder / f"{name}.csv", as_csv(records))
-        _write_text(folder / f"{name}.tex", latex(records))
-        write_json(folder / f"{name}.json", records)
     checked = {"printed": paper.checked(), "misprints": paper.misprints(), "comparisons": paper.claims()}
     facts = {
         "comparisons": comparisons(cfg),
         "pooled": pooled(cfg),
+        "seed_rates": seed_rates(cfg),
+        "pass_at_k": pass_at_k(cfg, ROWS),
         "paper": checked,
         "power": stats.power_table(),
         "deviations": deviations(cfg),
         "data": data_sets(cfg),
         "provenance": {"report": provenance(switches=cfg.as_dict()), "runs": provenances(cfg)},
     }
+    # Everything that may be refused has been counted; only now is anything written.
+    for number, (name, records) in enumerate(tables.items(), start=1):
+        theirs = paper_markdown(paper.IN_TABLE[number], number == 1)
+        _write_text(folder / f"{name}.md", f"Ours:\n\n{markdown(records)}\n\nThe paper's:\n\n{theirs}\n")
+        _write_text(folder / f"{name}.csv", as_csv(records))
+        _write_text(folder / f"{name}.tex", latex(records))
+        write_json(folder / f"{name}.json", records)
     for name, value in facts.items():
         write_json(folder / f"{name}.json", value)
     figures = _figures(cfg, found)
@@ -344,10 +225,12 @@ def write(cfg: Config) -> Path:
     _write_text(folder / "pairs.md", page.pairs_markdown(pairs))
     summary = {
         "title": f"preset {cfg.preset}, seed {cfg.seed}",
-        "tables": {k: (markdown(r), paper_markdown(paper.IN_TABLE[i])) for i, (k, r) in enumerate(tables.items(), 1)},
+        "tables": {k: (r, paper_markdown(paper.IN_TABLE[i])) for i, (k, r) in enumerate(tables.items(), 1)},
+        "pass_at": pass_at_markdown(facts["pass_at_k"]),
         "halves": halves_markdown(cfg, ROWS) if found else "",
-        "said": verdicts(facts["comparisons"]),
+        "said": verdicts(facts["pooled"] or facts["comparisons"]),
         "seeds": seeds(cfg),
+        "sandbox": sandbox_layers(cfg),
         "figures": {name: (caption, folder / f"{name}.png") for name, (caption, _) in figures.items()},
         **facts,
     }
@@ -358,27 +241,62 @@ def write(cfg: Config) -> Path:
 
 def _figures(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str, Any]]]) -> dict[str, tuple[str, Figure]]:
     """The paper's four figures in our data, as far as there are runs, each with its caption."""
-    figures = {"figure1": ("The three maskings on one program.", masking_figure(cfg, EXAMPLE))}
+    figures = {
+        "figure1": (
+            "The three maskings on one program at two noise levels P: coloured by tier, masked tokens black. The last "
+            "subtree that AST (span) takes may pass its budget, as Algorithm 2 has it.",
+            masking_figure(cfg, EXAMPLE),
+        )
+    }
     key = (cfg.benchmarks[0], cfg.lengths[-1])
     if key in found.get("random", {}) and key in found.get("ast", {}):
         task = differing_task(cfg, *key)
         if task in answers.read_samples(answers.samples_path(cfg.with_masking("ast"), *key)):
-            figures["figure2"] = (f"{task}: two answers.", program_figure(cfg, *key, task))
+            both = stats.compare(*(stats.passed(found[s][key], "plus") for s in ("random", "ast")))
+            why = (
+                f"{task} at T = {key[1]}, chosen because the two differ there: of {both['n']} tasks AST masking alone "
+                f"passes {both['only_b']}, random masking alone {both['only_a']}"
+            )
+            figures["figure2"] = (f"Two answers to one task. {why}.", program_figure(cfg, *key, task))
             half_way = trajectory.states(cfg, *key, task, ("random", "ast"))
-            figures["figure3"] = (f"{task}: the same answers part of the way.", half_way)
+            figures["figure3"] = (f"The same answers part of the way. {why}.", half_way)
     if found:
-        figures["figure4"] = ("Robustness over T, with 95 % intervals.", robustness_figure(cfg))
+        text = (
+            f"Robustness over T: pass@1 on base and plus tests of {' and '.join(cfg.benchmarks)}, with 95 % intervals "
+            "of each rate. Overlapping intervals say nothing of a difference on the same tasks: see Comparisons."
+        )
+        figures["figure4"] = (text, robustness_figure(cfg))
     return figures
 
 
 def deviations(cfg: Config) -> list[dict[str, Any]]:
-    """The switches that differ from the paper's run, computed from the presets: ours, the paper's, and what it is."""
+    """The switches in which our runs differ from the paper's: ours, the paper's, and what it is.
+
+    Ours are those that the runs of this seed were made with, as their directories record them, by run where these
+    differ; the report's own where there is no run. What a backbone made on the spot changes stands in `pretrain`.
+    """
     theirs = resolve("paper").as_dict()
-    return [
-        {"switch": name, "ours": ours, "paper": theirs[name], "meaning": SWITCHES[name].metadata["help"]}
-        for name, ours in cfg.as_dict().items()
-        if ours != theirs[name] and name not in ("preset", "masking", "seed")
-    ]
+    runs = [s for s in MASKINGS if (cfg.with_masking(s).run_dir / "config.json").exists()]
+    made = {plots.NAMES[s]: _made(cfg.with_masking(s)) for s in runs} or {"": cfg.as_dict()}
+    out = []
+    for name in (n for n in SWITCHES if n not in ("preset", "masking", "seed")):
+        values = {who: switches[name] for who, switches in made.items() if name in switches}
+        distinct = list({json.dumps(v): v for v in values.values()}.values())
+        if distinct and distinct != [theirs[name]]:
+            ours = distinct[0] if len(distinct) == 1 else values
+            meaning = SWITCHES[name].metadata["help"]
+            out.append({"switch": name, "ours": ours, "paper": theirs[name], "meaning": meaning})
+    return out
+
+
+def _made(run: Config) -> dict[str, Any]:
+    """The switches that a run was made with: its own record, and for sampling that of its samples."""
+    switches = read_json(run.run_dir / "config.json") | {"benchmarks": run.benchmarks, "lengths": run.lengths}
+    for benchmark, length in [(b, t) for b in run.benchmarks for t in run.lengths]:
+        if (path := answers.samples_path(run, benchmark, length)).exists():
+            told = next(iter(corpus.read_jsonl(path)), {}).get("settings", {})
+            switches |= {k: v for k, v in told.items() if k in SWITCHES}
+    return switches
 
 
 def data_sets(cfg: Config) -> dict[str, Any]:

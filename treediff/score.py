@@ -27,7 +27,7 @@ from treediff import stats
 from treediff.config import UserError, read_json, runs_root, whole, write_json
 from treediff.judge import MIN_SECONDS, MOST_SECONDS, PARTS, TIME_FACTOR, judged
 from treediff.plain import encode
-from treediff.sandbox import MEMORY
+from treediff.warden import MEMORY
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,12 @@ def load_benchmark(name: str, data: Path | None = None) -> tuple[dict[str, dict]
         raise UserError(f"benchmark: there is no {name!r}; choose humaneval, mbpp or tinycode.")
     path = Path(data) if data else _download(name)
     raw = _unpack(path)
+    digest = hashlib.sha256(raw).hexdigest()
+    if not data and digest not in RELEASES and not os.environ.get(f"{name.upper()}_OVERRIDE_PATH"):
+        raise UserError(
+            f"{path}: EvalPlus's download is no release known here (SHA-256 {digest}), perhaps cut short; delete the "
+            "file to have it downloaded again."
+        )
     problems: dict[str, dict] = {}
     for row, problem in _rows(path, raw):
         if problem.get("plus_input") == {}:  # how MbppPlus writes that a task has no further tests
@@ -72,7 +78,7 @@ def load_benchmark(name: str, data: Path | None = None) -> tuple[dict[str, dict]
         problems[problem["task_id"]] = problem
     if not problems:
         raise UserError(f"{path}: there is no task in it; give a file in the format of EvalPlus's {name}.")
-    return problems, hashlib.sha256(raw).hexdigest()
+    return problems, digest
 
 
 def _download(name: str) -> Path:
@@ -202,6 +208,13 @@ def score(
         "limited": limit_to is not None,
         **rules,
     }
+    if benchmark != "tinycode" and data_hash not in RELEASES:
+        log.warning(
+            "%s: the data (SHA-256 %s) are none of %s: figures are not comparable with published ones.",
+            benchmark,
+            data_hash[:16],
+            " or ".join(RELEASES.values()),
+        )
     out, tasks = Path(out), list(programs)
     if out.exists():
         found = read_json(out)

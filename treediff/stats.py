@@ -100,6 +100,15 @@ def interval(values: Iterable[float | Fraction], most: float = 1.0, level: float
     return max(0.0, (middle - half) / (1 + z2 / size)), min(1.0, (middle + half) / (1 + z2 / size))
 
 
+def rated(counted: Mapping[str, tuple[int, int]], k: int = 1) -> dict[str, Any]:
+    """A table's cell from `counts`: samples that pass, tasks, samples per task (the fewest), pass@k and its interval in
+    percent: Wilson's, or that of `SAMPLES`."""
+    values, most = pass_at(counted, k).values(), min(n for _, n in counted.values())
+    low, high = interval(values, most / k)
+    record = {"passed": sum(c for c, _ in counted.values()), "tasks": len(counted), "samples": most, "k": k}
+    return record | {"rate": 100 * sum(values) / len(values), "low": 100 * low, "high": 100 * high}
+
+
 # --- two runs -------------------------------------------------------------------------------------------------------
 
 Passes = Mapping[str, int | Fraction]
@@ -238,15 +247,17 @@ def _crossed(strategies: Sequence[np.ndarray], resamples: int, seed: int) -> lis
     return means
 
 
-def _welch(x: Sequence[float], y: Sequence[float]) -> float | None:
+def _welch(x: np.ndarray, y: np.ndarray) -> float | None:
     """p of Welch's t-test on the scores of the two strategies' runs; None where one has a single run."""
-    from scipy.stats import ttest_ind
+    import numpy as np
+    from scipy.stats import ttest_ind_from_stats
 
     if min(len(x), len(y)) < 2:
         return None
-    if max(max(s) - min(s) for s in (x, y)) < 1e-12:  # no spread at all: nothing to measure the difference by
+    if max(np.ptp(x), np.ptp(y)) < 1e-12:  # no spread at all: nothing to measure the difference by
         return None
-    return float(ttest_ind(x, y, equal_var=False).pvalue)
+    moments = [(v.mean(), v.std(ddof=1), len(v)) for v in (x, y)]
+    return float(ttest_ind_from_stats(*moments[0], *moments[1], equal_var=False).pvalue)
 
 
 def sign_flip(pairs: Iterable[tuple[int | Fraction, int | Fraction]]) -> float:

@@ -58,7 +58,8 @@ _PYTHON = Table(
     fences="python py python3",
     skeleton="import_statement import_from_statement future_import_statement function_definition "
     "class_definition decorator integer float string concatenated_string true false none ellipsis",
-    data="assignment augmented_assignment named_expression call",
+    # `type(x).y = z` is a type alias to the grammar, too.
+    data="assignment augmented_assignment named_expression type_alias_statement call",
     condition="if_statement elif_clause else_clause conditional_expression match_statement case_clause if_clause",
     # break, continue, yield, raise, try and with are not in the paper's list; they move control as return does.
     control="for_statement while_statement return_statement for_in_clause break_statement continue_statement "
@@ -205,6 +206,7 @@ class Grammar:
     tier_of_kind: np.ndarray  # uint8, the last entry for ERROR nodes, whose id is not theirs
     paints: np.ndarray  # bool: the kinds whose nodes own bytes, tiered ones and ERROR
     comments: np.ndarray  # bool
+    names: np.ndarray  # bool: some kind of identifier
     bodies: dict[int, int]  # id of the field up to which a header reaches
     marks: bytes  # by byte: 1 for punctuation
 
@@ -261,6 +263,8 @@ def grammar(language: str = "python") -> Grammar:
     paints = tier_of_kind > 0
     paints[-1] = True
     comments = np.zeros_like(paints)
+    names = np.zeros_like(paints)
+    names[[i for name, every in kinds.items() if name.endswith("identifier") for i in every]] = True
     for name in table.comments.split():
         comments[ids(name)] = True
     bodies = {}
@@ -271,7 +275,7 @@ def grammar(language: str = "python") -> Grammar:
             raise UserError(f"language: {language}'s table lists the field {entry!r}, which its grammar does not know.")
         bodies |= dict.fromkeys(ids(name), number)
     marks = bytes(byte in table.punctuation for byte in range(256))
-    return Grammar(table, Parser(lang), tier_of_kind, paints, comments, bodies, marks)
+    return Grammar(table, Parser(lang), tier_of_kind, paints, comments, names, bodies, marks)
 
 
 def _table(language: str) -> Table:
@@ -286,6 +290,13 @@ def _missing(language: str) -> UserError:
         f"language: {language} needs the package {package}: pip install {package}, or all languages with "
         "pip install 'treediff[languages]'."
     )
+
+
+def installed() -> list[str]:
+    """The languages whose grammar is installed, in the order of the tables."""
+    from importlib.util import find_spec
+
+    return [language for language, table in LANGUAGES.items() if find_spec(table.grammar)]
 
 
 def grammar_version(language: str = "python") -> str:
@@ -447,10 +458,8 @@ def name_spans(parsed: Parsed) -> np.ndarray:
     Names are the leaves that the grammar calls some kind of identifier; the same text is the same name.
     """
     g, nodes = parsed.grammar, parsed.nodes
-    kinds = [g.parser.language.node_kind_for_id(i) or "" for i in range(len(g.tier_of_kind) - 1)]
-    name = np.array([kind.endswith("identifier") for kind in kinds] + [False])[nodes.kind]
     leaf = np.append(nodes.start[1:] >= nodes.end[:-1], True)
-    at = np.flatnonzero(name & leaf & (nodes.end > nodes.start))
+    at = np.flatnonzero(g.names[nodes.kind] & leaf & (nodes.end > nodes.start))
     spans = list(zip(nodes.start[at].tolist(), nodes.end[at].tolist(), strict=True))
     number: dict[bytes, int] = {}
     out = [(a, b, number.setdefault(parsed.source[a:b], len(number))) for a, b in spans]

@@ -10,37 +10,67 @@ import io
 from collections import Counter
 from typing import Any
 
-from treediff import plots, stats
+from treediff import plots
 
 
 def markdown(records: list[dict[str, Any]]) -> str:
-    """A table in the paper's layout: a row per strategy, a column per T and benchmark, ours with its interval."""
-    columns = list(dict.fromkeys((r["T"], r["benchmark"]) for r in records))
-    by_cell = {(r["strategy"], r["T"], r["benchmark"]): r for r in records}
+    """A table in the paper's layout: a row per strategy, a column per T and benchmark, ours with its interval.
+
+    Below each row, what the paper prints, where it prints something.
+    """
+    columns, by_cell = _columns(records)
     lines = ["| | " + " | ".join(f"{name}, T = {t}" for t, name in columns) + " |"]
     lines.append("|---" * (len(columns) + 1) + "|")
     for strategy in dict.fromkeys(r["strategy"] for r in records):
-        cells = [_cell(by_cell[strategy, *c]) for c in columns]
-        lines.append(f"| {plots.NAMES[strategy]} | " + " | ".join(cells) + " |")
+        row = [by_cell[strategy, *c] for c in columns]
+        lines.append(f"| {plots.NAMES[strategy]} | " + " | ".join(map(cell, row)) + " |")
+        if any("paper" in r for r in row):
+            lines.append(f"| {plots.NAMES[strategy]}, the paper | " + " | ".join(map(printed, row)) + " |")
     return "\n".join(lines)
 
 
-def _cell(r: dict[str, Any]) -> str:
-    return rate(r["passed"], r["tasks"]) if "passed" in r else "not run"
+def _columns(records: list[dict[str, Any]]) -> tuple[list[tuple[int, str]], dict[tuple[str, int, str], dict[str, Any]]]:
+    """(T, benchmark) of each column, and the records by strategy and column."""
+    columns = list(dict.fromkeys((r["T"], r["benchmark"]) for r in records))
+    return columns, {(r["strategy"], r["T"], r["benchmark"]): r for r in records}
 
 
-def rate(k: int, n: int) -> str:
-    """k of n in percent with its 95 % interval, for a table."""
-    if not n:
+def cell(r: dict[str, Any]) -> str:
+    """A record in percent with its 95 % interval and the counts behind it, for a table."""
+    if "rate" not in r:
         return "not run"
-    low, high = stats.wilson(k, n)
-    return f"{100 * k / n:.1f} [{100 * low:.1f}, {100 * high:.1f}] ({k}/{n})"
+    counts = f"{r['passed']}/{r['tasks']}"
+    if r["samples"] > 1:
+        counts = f"{r['passed']} of {r['tasks']} x {r['samples']}"
+    return f"{r['rate']:.1f} [{r['low']:.1f}, {r['high']:.1f}] ({counts})"
+
+
+def printed(r: dict[str, Any]) -> str:
+    """What the paper prints for a record."""
+    return f"{r['paper']:.1f}" if "paper" in r else ""
+
+
+def pass_at_markdown(records: list[dict[str, Any]]) -> str:
+    """pass@k of runs with several samples per task: a row per strategy, benchmark and T, a column per k; or nothing."""
+    if not records:
+        return ""
+    ks = sorted({r["k"] for r in records})
+    lines = ["| | tests | T | tasks | samples | " + " | ".join(f"pass@{k}" for k in ks) + " |"]
+    lines.append("|---" * (len(ks) + 5) + "|")
+    rows: dict[tuple, dict[int, dict[str, Any]]] = {}
+    for r in records:
+        head = (plots.NAMES[r["strategy"]], r["benchmark"], r["T"], r["tasks"], r["samples"])
+        rows.setdefault(head, {})[r["k"]] = r
+    for head, by_k in rows.items():
+        cells = [f"{r['rate']:.1f} [{r['low']:.1f}, {r['high']:.1f}]" if (r := by_k.get(k)) else "" for k in ks]
+        lines.append("| " + " | ".join(map(str, [*head, *cells])) + " |")
+    return "\n".join(lines)
 
 
 def as_csv(records: list[dict[str, Any]]) -> str:
-    names = ["strategy", "T", "benchmark", "passed", "tasks", "rate", "low", "high", "paper_T", "paper"]
+    names = ["strategy", "T", "benchmark", "passed", "tasks", "samples", "rate", "low", "high", "paper_T", "paper"]
     out = io.StringIO()
-    writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
+    writer = csv.DictWriter(out, [*names, "ledger"], restval="", lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(records)
     return out.getvalue()
@@ -48,8 +78,7 @@ def as_csv(records: list[dict[str, Any]]) -> str:
 
 def latex(records: list[dict[str, Any]]) -> str:
     """A table in the paper's layout for booktabs: ours with its interval, below it the paper's percentages."""
-    columns = list(dict.fromkeys((r["T"], r["benchmark"]) for r in records))
-    by_cell = {(r["strategy"], r["T"], r["benchmark"]): r for r in records}
+    columns, by_cell = _columns(records)
     strategies = list(dict.fromkeys(r["strategy"] for r in records))
     lengths = Counter(t for t, _ in columns)
     spans, rules, at = [], [], 2

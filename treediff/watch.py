@@ -26,6 +26,14 @@ def starter() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
+def state(pid: int | str) -> str:
+    """The kernel's letter for what a process does: R, S, D, T (stopped), Z (ended, not buried), X (there is none)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
 def follow(name: str) -> None:
     """End this process when the `starter` is gone: a killed notebook must not leave ranks behind.
 
@@ -36,7 +44,7 @@ def follow(name: str) -> None:
         return
 
     def watch() -> None:
-        while Path(f"/proc/{pid}").exists():
+        while state(pid) not in "ZX":
             time.sleep(0.5)
         os._exit(1)
 
@@ -100,7 +108,7 @@ def stacks(run_dir: Path) -> str:
     asked = {}
     for path in sorted(run_dir.glob(".rank*.alive")):
         host, _, pid = path.read_text().rpartition(":")
-        if host == socket.gethostname() and Path(f"/proc/{pid}").exists():
+        if host == socket.gethostname() and state(pid) not in "ZX":
             asked[path] = int(pid)
             os.kill(int(pid), signal.SIGUSR1)
     time.sleep(1.0 if asked else 0.0)
@@ -108,8 +116,7 @@ def stacks(run_dir: Path) -> str:
         rank = path.name.removeprefix(".").removesuffix(".alive")
         said = _stack(run_dir, rank.removeprefix("rank")).read_text().strip()
         lines = [line.strip() for line in said.splitlines() if line.strip().startswith("File")]
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] if not lines else ""
-        words.append(f"{rank}: " + (" <- ".join(lines[:4]) or f"does not answer (process {pid}, state {state})"))
+        words.append(f"{rank}: " + (" <- ".join(lines[:4]) or f"does not answer (process {pid}, state {state(pid)})"))
     return "; ".join(words)
 
 

@@ -1,42 +1,15 @@
-"""Counts the bytes of live tensors: `with Live() as live: ...; live.peak`. Run as a script it measures a training step.
+"""Measures a training step under DeepSpeed: its peak memory, and that the host does not wait within it.
 
-python tests/live.py PORT '[{"precision": "bf16", "flash": true, ...}, ...]'      # prints a list of peaks [bytes]
+python tests/step_memory.py PORT '[{"precision": "bf16", "flash": true, ...}, ...]'      # a list of peaks [bytes]
 """
 
 import gc
 import json
 import os
 import sys
-import weakref
 
 import torch
-from torch.utils import _pytree
-from torch.utils._python_dispatch import TorchDispatchMode
-
-
-class Live(TorchDispatchMode):
-    """Follows each storage that an operation returns from its making to its end."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self.sizes = {}
-
-    def _add(self, tensor):
-        storage = tensor.untyped_storage()
-        if tensor.device.type != "meta" and storage._cdata not in self.sizes:
-            self.sizes[storage._cdata] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._free, storage._cdata)
-
-    def _free(self, key):
-        self.now -= self.sizes.pop(key, 0)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        _pytree.tree_map_only(torch.Tensor, self._add, out)
-        return out
+from modes import Live, NoSync
 
 
 def step(cfg, flash: bool) -> int:
@@ -66,7 +39,8 @@ def step(cfg, flash: bool) -> int:
                 gc.collect()
                 live.peak = live.now
             m = batch.micro(ids, ids, all_, all_ / ids.numel(), torch.zeros(shape[0]).long(), all_.byte(), all_)
-            train.micro_step(engine, m, sums, cfg.accumulation)
+            with NoSync():
+                train.micro_step(engine, m, sums, cfg.accumulation)
             peak = live.peak  # before AdamW's step, whose temporaries a fused one does not have
             engine.step()
     return peak

@@ -1,0 +1,214 @@
+"""Training speed at LLaDA-8B's exact shape, random weights: python benchmarks/gpu_train.py --out docs/results/gpu.json
+
+LoRA r 64 on all seven matrices, 4,096 tokens, DeepSpeed on one device, the code of train.py. Tokens/s, model FLOP
+utilisation (4N a token, recomputation apart) against the matrix rate measured in the same run, peak memory beside the
+plan's, and the same with each optimisation switched off in turn, every one in a process of its own. `--scale tiny` runs
+the same on a CPU in seconds; its figures mean nothing but that the code runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from treediff import batch, launch, loss, memory, model, plan, train
+from treediff.config import Config, provenance, resolve, write_json
+
+MASK, EOS = 126336, 126081
+VARIANTS = {
+    "all": "every optimisation on",
+    "all_logits": "logits of every position, transformers' loss",
+    "attention_mask": "attention with a materialised mask",
+    "boolean_index": "masked positions found on the device (the host waits)",
+    "plain_adamw": "AdamW not fused",
+    "no_recomputation": "activations kept instead of recomputed",
+}
+SCALES: dict[str, dict[str, Any]] = {
+    "8b": {"accumulation": 4},
+    "1b": {"accumulation": 4},
+    "tiny": {"max_length": 128, "accumulation": 2, "lora_rank": 8},
+}
+SHAPES = {
+    "8b": plan.LLADA_8B,
+    "1b": {**plan.LLADA_8B, "d_model": 2048, "n_layers": 8, "n_heads": 16, "n_kv_heads": 16, "mlp_hidden_size": 6144},
+    "tiny": {
+        "d_model": 64,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 4,
+        "mlp_hidden_size": 192,
+        "embedding_size": 500,
+    },
+}
+
+
+def config(scale: str, variant: str) -> Config:
+    """The paper's switches, on one device."""
+    cfg = resolve("paper", processes=1, **SCALES[scale])
+    return cfg.but(gradient_checkpointing=variant != "no_recomputation")
+
+
+def backbone(scale: str, device: torch.device) -> nn.Module:
+    """Random weights of the scale's shape, made on the device in bf16."""
+    rest = {"max_sequence_length": 4096, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "eos_token_id": EOS}
+    shape = SHAPES[scale]
+    empty = model._empty({**rest, **shape, "vocab_size": shape["embedding_size"]}, torch.bfloat16)
+    net = model._finish(empty.to_empty(device=device), str(device))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(1.0) if p.dim() == 1 else p.normal_(0, 0.02)
+    return net
+
+
+class Obvious(loss.Denoiser):
+    """The loss as one would write it first."""
+
+    def __init__(self, net: nn.Module, variant: str):
+        super().__init__(net)
+        self.variant = variant
+
+    def forward(self, noisy, places, targets, weight, seen):
+        from transformers.loss.loss_utils import ForMaskedLMLoss
+
+        mask = torch.zeros_like(noisy, dtype=torch.bool).flatten().index_fill(0, places, True).view(noisy.shape)
+        hidden = model.encode(self.backbone, noisy, seen)
+        head = model.head(self.backbone)
+        if self.variant == "boolean_index":
+            ce = loss.masked_cross_entropy(head, hidden[mask], targets)
+            return (ce * weight).sum(), ce.detach()
+        labels = torch.full_like(noisy, -100).flatten().index_copy(0, places, targets).view(noisy.shape)
+        value = ForMaskedLMLoss(head(hidden), labels, head.weight.shape[0])
+        return value, value.detach().expand(len(targets))
+
+
+def matrix_rate(device: torch.device, size: int) -> float:
+    """FLOP/s of a square bf16 matrix product, the best of ten."""
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        _wait(device)
+        began = time.perf_counter()
+        a @ b
+        _wait(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(scale: str, variant: str, steps: int) -> dict[str, Any]:
+    """One variant: tokens/s, MFU, peak memory. A process of its own."""
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", 0) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed(verbose=False)
+    cfg = config(scale, variant)
+    rate = matrix_rate(device, 8192 if cuda else 256)
+    net = model.add_lora(backbone(scale, device), cfg)
+    if cfg.gradient_checkpointing:
+        train.recompute(net)
+    size = plan.Size.of(net)
+    own = variant in ("all_logits", "boolean_index")
+    denoiser = (Obvious(net, variant) if own else loss.Denoiser(net)).train()
+    optimiser = train.optimiser(cfg, denoiser)
+    if variant == "plain_adamw":
+        for group in optimiser.param_groups:
+            group["fused"] = False
+        optimiser.defaults["fused"] = False
+    settings = train.deepspeed_config(cfg, size.trained)
+    engine, *_ = deepspeed.initialize(model=denoiser, optimizer=optimiser, config=settings)
+    draw = torch.Generator().manual_seed(1)
+    shape = (cfg.micro_batch, cfg.max_length)
+    sums = loss.no_sums(device)
+    began = 0.0
+    for step in range(steps + 2):  # the first two warm up
+        if step == 2:
+            _wait(device)
+            began = time.perf_counter()
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+        for _ in range(cfg.accumulation):
+            ids = torch.randint(0, SHAPES[scale]["embedding_size"] - 1, shape, generator=draw)
+            mask = torch.rand(shape, generator=draw) < torch.rand((), generator=draw)
+            seen = torch.ones(shape, dtype=torch.bool)
+            m = batch.micro(ids, ids, mask, mask / mask.sum(), torch.zeros(shape[0]).long(), mask.byte(), seen)
+            m = m._replace(seen=seen if variant == "attention_mask" else None)
+            train.micro_step(engine, m.map(lambda t: t.to(device)), sums, cfg.accumulation)
+            engine.step()
+    _wait(device)
+    seconds = time.perf_counter() - began
+    tokens = steps * cfg.accumulation * shape[0] * shape[1] / seconds
+    planned = memory.per_device(cfg, memory_shape(scale), cuda=cuda, flash=cuda)
+    context = next((v for k, v in planned.items() if k.startswith("CUDA")), 0.0)
+    return {
+        "tokens_per_s": round(tokens, 1),
+        "matrix_flops": rate,
+        "mfu": round(tokens * size.flops_per_token / rate, 4),
+        "peak_memory": torch.cuda.max_memory_allocated() if cuda else None,
+        "planned_memory": sum(planned.values()) - context,  # what the allocator of torch does not see is left out
+        "loss_is_finite": bool(torch.isfinite(sums[0, -1])),
+    }
+
+
+def memory_shape(scale: str) -> memory.Shape:
+    """The scale's shape as the plan knows it."""
+    c = SHAPES[scale]
+    heads = (c["n_heads"], c["n_kv_heads"])
+    return memory.Shape(c["d_model"], c["n_layers"], *heads, c["mlp_hidden_size"], c["embedding_size"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--scale", choices=[*SCALES], default="8b")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="of " + ", ".join(VARIANTS))
+    parser.add_argument("--steps", type=int, default=5, help="optimiser steps measured")
+    parser.add_argument("--out", type=Path, help="JSON file of the figures and their provenance")
+    parser.add_argument("--one", choices=[*VARIANTS], help="only measure this one here (used by this script)")
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.scale, args.one, args.steps)))
+        return
+    found: dict[str, Any] = {}
+    for variant in args.variants.split(","):
+        argv = [sys.executable, __file__, "--scale", args.scale, "--steps", str(args.steps), "--one", variant]
+        env = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        env["MASTER_PORT"] = str(launch.free_port())
+        if not torch.cuda.is_available():
+            env |= {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
+        done = subprocess.run(argv, capture_output=True, text=True, env=env, check=False)
+        if done.returncode:
+            found[variant] = {"failed": done.stderr.strip().splitlines()[-1]}
+            print(f"{variant:17} failed: {found[variant]['failed']}")
+            continue
+        found[variant] = r = json.loads(done.stdout.strip().splitlines()[-1])
+        peak = f"{r['peak_memory'] / 1e9:.2f} GB" if r["peak_memory"] else "not measured"
+        print(
+            f"{variant:17} {r['tokens_per_s']:10.1f} tokens/s  MFU {r['mfu']:6.1%} of {r['matrix_flops'] / 1e12:.1f} "
+            f"TFLOP/s  peak {peak} (planned {r['planned_memory'] / 1e9:.2f})  {VARIANTS[variant]}",
+            flush=True,
+        )
+    if args.out:
+        facts = provenance(scale=args.scale, steps=args.steps, shape=SHAPES[args.scale], variants=found)
+        write_json(args.out, facts)
+
+
+if __name__ == "__main__":
+    main()
