@@ -348,3 +348,24 @@ def test_a_backbone_with_an_adapter_decodes_like_the_merged_one():
     wrapped = model.add_lora(model.new_backbone(cfg, 512, 509, 510), cfg).eval()
     a = sample.decode(wrapped, [[1, 2, 3]], MODES["dual"]).ids
     assert torch.equal(a, sample.decode(wrapped.merge_and_unload(), [[1, 2, 3]], MODES["dual"]).ids)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["exact", "guided", "warm", "random", "late EOS", "prefix", "dual"])
+def test_no_step_makes_the_host_wait_on_a_gpu_and_its_tokens_are_the_cpu_s(mode, monkeypatch):
+    there = model.load_backbone(str(golden("tiny/checkpoint")), device="cuda")
+    want = sample.decode(net("tiny"), [[1, 2, 3], [4]], MODES[mode])
+    real = sample._Run.step
+
+    def step(self, *args):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            real(self, *args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(sample._Run, "step", step)
+    got = sample.decode(there, [[1, 2, 3], [4]], MODES[mode])
+    for row in range(2):
+        if want.margin[row] > 1e-3:
+            assert torch.equal(got.ids[row], want.ids[row])
