@@ -230,14 +230,14 @@ def test_strategies_see_the_same_samples_in_the_same_order_at_the_same_noise(don
     assert len({r[-1]["loss"] for r in held}) == 3
 
 
-def test_two_nodes_of_one_process_are_one_of_two(done, monkeypatch, tmp_path):
+def test_two_nodes_of_one_process_without_evaluation_are_one_of_two_with_it(done, monkeypatch, tmp_path):
     shutil.copytree(done.preset_dir, tmp_path / "runs" / "tiny")
     want = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
     monkeypatch.setenv("TREEDIFF_RUNS", str(tmp_path / "runs"))
-    shutil.rmtree(done.run_dir / "adapter")
+    shutil.rmtree(done.run_dir)
     port = str(launch.free_port())
     argv = [sys.executable, "-m", "treediff.cli", "train", "--masking", "ast", "--nodes", "2", "--master_port", port]
-    for name, value in SHORT.items():
+    for name, value in {**SHORT, "eval_every": 0}.items():
         argv += [f"--{name}", json.dumps(value)]
     nodes = [
         subprocess.Popen([*argv, "--node_rank", str(n)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
@@ -248,6 +248,7 @@ def test_two_nodes_of_one_process_are_one_of_two(done, monkeypatch, tmp_path):
         assert node.returncode == 0, said.decode()[-2000:]
     got = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
     assert all(torch.equal(got[k], want[k]) for k in want)
+    assert not (done.run_dir / "evals.jsonl").exists()
 
 
 @pytest.mark.slow
