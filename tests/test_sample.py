@@ -100,10 +100,10 @@ MODES = {
     "random": dataclasses.replace(HOW, remasking="random"),
     "no EOS": dataclasses.replace(HOW, eos_suppression="logits"),
     "late EOS": dataclasses.replace(HOW, eos_suppression="confidence"),
-    "threshold": dataclasses.replace(HOW, threshold=0.02),
+    "threshold": dataclasses.replace(HOW, threshold=0.1),
     "prefix": dataclasses.replace(HOW, cache="prefix"),
     "dual": dataclasses.replace(HOW, cache="dual"),
-    "all": dataclasses.replace(HOW, threshold=0.02, cache="dual", guidance=0.5, temperature=0.5),
+    "all": dataclasses.replace(HOW, threshold=0.1, cache="dual", guidance=0.5, temperature=0.5),
 }
 
 
@@ -119,6 +119,22 @@ def test_prompts_of_any_lengths_together_give_what_each_gives_alone(how):
         assert torch.equal(alone.committed_at[0], together.committed_at[row])
         assert torch.allclose(alone.confidence[0], together.confidence[row], atol=1e-5)
         assert alone.margin_at[0] == together.margin_at[row] or alone.margin[0] < 1e-4
+
+
+def test_rows_that_are_done_early_do_not_depend_on_those_that_are_not():
+    """Rows of a batch need different numbers of steps, and some end; whichever token we call the end."""
+    draw = torch.Generator().manual_seed(4)
+    many = [torch.randint(0, 500, (n,), generator=draw).tolist() for n in (3, 11, 7, 12, 1, 9)]
+    how = dataclasses.replace(HOW, gen_length=32, steps=32, block_length=16, threshold=0.1, cache="dual")
+    free = sample.decode(net("tiny"), many, how)
+    assert len({int(at.max()) for at in free.committed_at}) > 2
+    for end in free.ids.unique().tolist()[::6]:
+        exits = dataclasses.replace(how, ends=(end,))
+        together = sample.decode(net("tiny"), many, exits)
+        for row in range(len(many)):
+            alone = sample.decode(net("tiny"), many[row : row + 1], exits)
+            assert torch.equal(alone.ids[0], together.ids[row])
+            assert torch.equal(alone.committed_at[0], together.committed_at[row])
 
 
 def test_early_exit_changes_nothing_before_the_first_end():
@@ -332,3 +348,24 @@ def test_a_backbone_with_an_adapter_decodes_like_the_merged_one():
     wrapped = model.add_lora(model.new_backbone(cfg, 512, 509, 510), cfg).eval()
     a = sample.decode(wrapped, [[1, 2, 3]], MODES["dual"]).ids
     assert torch.equal(a, sample.decode(wrapped.merge_and_unload(), [[1, 2, 3]], MODES["dual"]).ids)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["exact", "guided", "warm", "random", "late EOS", "prefix", "dual"])
+def test_no_step_makes_the_host_wait_on_a_gpu_and_its_tokens_are_the_cpu_s(mode, monkeypatch):
+    there = model.load_backbone(str(golden("tiny/checkpoint")), device="cuda")
+    want = sample.decode(net("tiny"), [[1, 2, 3], [4]], MODES[mode])
+    real = sample._Run.step
+
+    def step(self, *args):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            real(self, *args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(sample._Run, "step", step)
+    got = sample.decode(there, [[1, 2, 3], [4]], MODES[mode])
+    for row in range(2):
+        if want.margin[row] > 1e-3:
+            assert torch.equal(got.ids[row], want.ids[row])

@@ -92,7 +92,7 @@ def table(cfg: Config) -> str:
     from treediff import corpus, stats
     from treediff.config import read_json
     from treediff.paper import HALVES
-    from treediff.tables import rate
+    from treediff.tables import cell
 
     lines = []
     for path in sorted(cfg.preset_dir.glob("model-*/scores/*.json")):
@@ -100,8 +100,7 @@ def table(cfg: Config) -> str:
         said = next(iter(corpus.read_jsonl(path.parents[1] / "samples" / f"{path.stem}.jsonl")))["settings"]
         how = ", ".join(str(said[k]) for k in ("prompt_style", "think", "extract"))
         for part, name in zip(("base", "plus"), HALVES[ledger["benchmark"]], strict=True):
-            passed = stats.passed(ledger, part).values()
-            cells = (said["model"], name, said["T"], how, rate(sum(passed), len(passed)))
+            cells = (said["model"], name, said["T"], how, cell(stats.rated(stats.counts(ledger, part))))
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     head = ["| model | benchmark | longest answer | prompt, think, extract | pass@1 [%] |", "|---|---|---|---|---|"]
     return "\n".join([*head, *lines]) if lines else ""

@@ -195,6 +195,8 @@ def _results(summary: dict[str, Any]) -> Iterable[str]:
         yield _from_markdown(theirs, f"Table {number}, as the paper prints it")
     if summary["halves"]:
         yield f"<h3>TinyCode's halves</h3>{_from_markdown(summary['halves'], 'Ours, base and plus tests')}"
+    if summary["models"]:
+        yield f"<h3>Autoregressive models</h3>{_from_markdown(summary['models'], 'Ours, through the same prompts')}"
     if summary["pass_at"]:
         yield f"<h3>Several samples per task</h3><p>{html.escape(stats.SAMPLES)}</p>"
         yield _from_markdown(summary["pass_at"], "Ours, the unbiased pass@k in percent of tasks")

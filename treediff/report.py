@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from treediff import answers, corpus, page, paper, plots, stats, tokens, trajectory
+from treediff import answers, causal, corpus, page, paper, plots, stats, tokens, trajectory
 from treediff.config import MASKINGS, SWITCHES, Config, UserError, provenance, read_json, resolve, whole, write_json
 from treediff.ledgers import (
     ROWS,
@@ -26,6 +26,7 @@ from treediff.ledgers import (
     sandbox_layers,
     seed_rates,
     seeds,
+    shown,
     verdicts,
 )
 from treediff.paper import HALVES, PAPER, paper_markdown
@@ -65,7 +66,7 @@ def table(cfg: Config, strategies: tuple[str, ...]) -> list[dict[str, Any]]:
                     if ledger:
                         record |= stats.rated(stats.counts(ledger, part))
                         record["ledger"] = ledger_name(cfg.with_masking(strategy), benchmark, length)
-                    if paper := PAPER[strategy].get(benchmark, {}).get(length):
+                    if paper := PAPER.get(strategy, {}).get(benchmark, {}).get(length):
                         record |= {"paper_T": length, "paper": paper[part == "plus"]}
                     out.append(record)
     return out
@@ -193,7 +194,8 @@ def write(cfg: Config) -> Path:
     """Write runs/<preset>/report/: tables, comparisons, figures, provenance, report.html. What is missing shows so."""
     folder = cfg.preset_dir / "report"
     found = ledgers(cfg)
-    tables = {"table1": table(cfg, paper.IN_TABLE[1]), "table2": table(cfg, MASKINGS)}
+    tables = {"table1": table(cfg, paper.IN_TABLE[1]), "table2": table(cfg, shown(cfg, MASKINGS))}
+    models = causal.table(cfg)
     checked = {"printed": paper.checked(), "misprints": paper.misprints(), "comparisons": paper.claims()}
     facts = {
         "comparisons": comparisons(cfg),
@@ -209,7 +211,8 @@ def write(cfg: Config) -> Path:
     # Everything that may be refused has been counted; only now is anything written.
     for number, (name, records) in enumerate(tables.items(), start=1):
         theirs = paper_markdown(paper.IN_TABLE[number], number == 1)
-        _write_text(folder / f"{name}.md", f"Ours:\n\n{markdown(records)}\n\nThe paper's:\n\n{theirs}\n")
+        measured = f"\n\nAutoregressive models, ours:\n\n{models}" if models and number == 1 else ""
+        _write_text(folder / f"{name}.md", f"Ours:\n\n{markdown(records)}\n\nThe paper's:\n\n{theirs}{measured}\n")
         _write_text(folder / f"{name}.csv", as_csv(records))
         _write_text(folder / f"{name}.tex", latex(records))
         write_json(folder / f"{name}.json", records)
@@ -226,8 +229,9 @@ def write(cfg: Config) -> Path:
     summary = {
         "title": f"preset {cfg.preset}, seed {cfg.seed}",
         "tables": {k: (r, paper_markdown(paper.IN_TABLE[i])) for i, (k, r) in enumerate(tables.items(), 1)},
+        "models": models,
         "pass_at": pass_at_markdown(facts["pass_at_k"]),
-        "halves": halves_markdown(cfg, ROWS) if found else "",
+        "halves": halves_markdown(cfg, shown(cfg, ("base", *MASKINGS))) if found else "",
         "said": verdicts(facts["pooled"] or facts["comparisons"]),
         "seeds": seeds(cfg),
         "sandbox": sandbox_layers(cfg),

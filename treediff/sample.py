@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -117,13 +118,11 @@ def decode(
     default they are numbered. `watch` is called after each step with the answers so far (B, gen_length) on the device
     and the share of the canvas that lies behind.
     """
-    run = _Run(net, prompts, how, list(range(len(prompts))) if uids is None else uids)
+    run = _Run(net, prompts, how, range(len(prompts)) if uids is None else uids, watch)
     rows = torch.arange(len(prompts), device=run.ids.device)
     blocks = how.gen_length // how.block_length
     for block in range(blocks):
-        run.watch = (lambda: watch(run.answers, block / blocks)) if watch else None  # noqa: B023 (used in this round)
-        first = run.start + block * how.block_length
-        run.enter(rows, first)
+        run.enter(rows, block)
         (confidently if how.threshold else exactly)(run)
         if how.early_exit and not how.official:
             rows = rows[~run.ended(rows)]  # the one time per block that the host waits for the device
@@ -141,17 +140,17 @@ def exactly(run: _Run) -> None:
     for number in commits_per_step(left, how.steps // (how.gen_length // how.block_length)):
         if number:
             # Under `official` a mask token that was committed is open still: all slots are looked at, always.
-            run.step(run.slots if how.official else left, lambda odds: most_confident(odds, number))  # noqa: B023
+            run.step(run.slots if how.official else left, partial(most_confident, number=number))
         left -= number
-        run.clock[run.rows] += 1
+        run.tick()
 
 
 def confidently(run: _Run) -> None:
     """Fast-dLLM's parallel decoding: steps of all sure tokens until the block is full; the host looks at each."""
     left = run.how.block_length
     while True:
-        run.step(left, lambda odds: sure_enough(odds, run.how.threshold))
-        run.clock[run.rows] += 1
+        run.step(left, partial(sure_enough, threshold=run.how.threshold))
+        run.tick()
         still = run.still_open()
         left = max(still)
         if not left:
@@ -208,8 +207,15 @@ def propose(
 class _Run:
     """One call of `decode`: the canvas, the record, and the step that all modes share."""
 
-    def __init__(self, net: nn.Module, prompts: Sequence[Sequence[int]], how: Decoding, uids: Sequence[int]) -> None:
-        self.net, self.how = net, how
+    def __init__(
+        self,
+        net: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        how: Decoding,
+        uids: Sequence[int],
+        watch: Watch | None,
+    ) -> None:
+        self.net, self.how, self.watch = net, how, watch
         self.device = next(net.parameters()).device
         ids, seen = canvas(prompts, how.gen_length, how.mask_id)
         self.ids = ids.to(self.device)
@@ -224,20 +230,23 @@ class _Run:
         self.margin = torch.full((rows,), torch.inf, device=self.device)
         self.margin_at = torch.full((rows,), NEVER, device=self.device)
         self.forwards = 0
-        self.watch: Callable[[], None] | None = None
 
     @property
     def answers(self) -> torch.Tensor:
         return self.ids[:, self.start :]
 
-    def enter(self, rows: torch.Tensor, first: int) -> None:
-        """Begin the block at `first` with these rows of the batch."""
-        self.rows, self.first, self.end = rows, first, first + self.how.block_length
+    def enter(self, rows: torch.Tensor, block: int) -> None:
+        """Begin block number `block` with these rows of the batch."""
+        how = self.how
+        self.behind = block * how.block_length / how.gen_length
+        self.rows, self.going = rows, torch.ones_like(rows, dtype=torch.bool)
+        self.first = self.start + block * how.block_length
+        self.end = self.first + how.block_length
         # From the canvas's start under `official`: a mask token committed in an earlier block is open again.
-        self.low = self.start if self.how.official else first
-        if self.how.official:
-            self.slots = int((self.ids[:, self.low : self.end] == self.how.mask_id).sum(1).max())
-        self.kept = None if self.how.cache == "none" else model.KeyValues()
+        self.low = self.start if how.official else self.first
+        if how.official:
+            self.slots = int((self.ids[:, self.low : self.end] == how.mask_id).sum(1).max())
+        self.kept = None if how.cache == "none" else model.KeyValues()
 
     def read(self, x: torch.Tensor) -> tuple[torch.Tensor, int]:
         """Hidden states of the canvas `x` (B, L), or of the window that is not kept, and where they begin."""
@@ -269,17 +278,21 @@ class _Run:
         token, odds = self.propose(hidden.flatten(0, 1), place)
         odds = odds.where(~shut.gather(1, place - self.low), torch.inf)
         chosen, gap = commit(odds)
-        chosen &= x.gather(1, place) == how.mask_id
+        chosen &= (x.gather(1, place) == how.mask_id) & self.going[:, None]
         every = rows[:, None]
         self.ids[every, place] = torch.where(chosen, token, x.gather(1, place))
         clock, answer = self.clock[rows], place - self.start
         self.at[every, answer] = torch.where(chosen, clock[:, None], self.at[every, answer])
         self.sure[every, answer] = torch.where(chosen, 1 / (1 + odds), self.sure[every, answer])
-        closer = gap < self.margin[rows]
+        closer = (gap < self.margin[rows]) & self.going
         self.margin[rows] = torch.where(closer, gap, self.margin[rows])
         self.margin_at[rows] = torch.where(closer, clock, self.margin_at[rows])
         if self.watch:
-            self.watch()
+            self.watch(self.answers, self.behind)
+
+    def tick(self) -> None:
+        """Count a step for the rows that are not done with the block."""
+        self.clock[self.rows] += self.going
 
     def propose(self, hidden: torch.Tensor, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and the odds against them, (B, slots) each, at the places (B, slots), from hidden (B * slots, d)."""
@@ -306,6 +319,7 @@ class _Run:
         left = (self.ids[self.rows, self.first : self.end] == self.how.mask_id).sum(1)
         if self.how.early_exit:
             left = left.masked_fill(self.ended(self.rows), 0)
+        self.going = left > 0
         return left.tolist()
 
     def narrow(self, keep: list[int]) -> None:
@@ -314,7 +328,7 @@ class _Run:
         if self.kept:
             both = torch.cat([index, index + len(self.rows)]) if self.how.guidance > 0 else index
             self.kept.keep(both)
-        self.rows = self.rows[index]
+        self.rows, self.going = self.rows[index], self.going[index]
 
     def ended(self, rows: torch.Tensor) -> torch.Tensor:
         """Whose text is settled: an end is committed and nothing before it is masked. bool (B,)."""
