@@ -32,11 +32,27 @@ def test_annotate_prints_the_source_in_colour(tmp_path):
     assert "\x1b[31mreturn" in done.stdout
 
 
+def test_annotate_knows_a_language_by_suffix_or_switch(tmp_path):
+    from treediff import syntax
+
+    if "go" not in syntax.installed():
+        pytest.skip("the grammar of go is not installed (pip install 'treediff[languages]')")
+    code = "package p\nfunc f() { defer g() }\n"
+    for name, args in (("a.go", ()), ("a.txt", ("--language", "go")), ("a.py", ("--language=go",))):
+        (tmp_path / name).write_text(code)
+        done = run("annotate", tmp_path / name, *args)
+        assert done.returncode == 0, done.stderr
+        assert "\x1b[31mdefer" in done.stdout
+        assert "do not parse" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
         (("annotate", "{tmp}/bad.py"), "bad.py: byte 0 is not valid UTF-8"),
         (("annotate", "{tmp}/none.py"), "none.py: cannot be read"),
+        (("annotate", "{tmp}/notes.txt"), "notes.txt: its suffix is none of .py"),
+        (("annotate", "{tmp}/notes.txt", "--language", "cobol"), "language: there is no 'cobol'"),
         (("train", "--preset", "huge"), "preset: there is no 'huge'"),
         (("train", "--masking", "tree"), "masking: 'tree' is not one of"),
         (("train", "--maskin", "ast"), "maskin: there is no such switch"),
@@ -49,6 +65,7 @@ def test_annotate_prints_the_source_in_colour(tmp_path):
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, args, said):
     (tmp_path / "bad.py").write_bytes(b"\xff")
+    (tmp_path / "notes.txt").write_text("x")
     done = run(*(a.format(tmp=tmp_path) for a in args), TREEDIFF_RUNS=str(tmp_path / "runs"), HF_HUB_OFFLINE="1")
     assert done.returncode == 2, done.stderr
     assert said in done.stderr

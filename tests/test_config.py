@@ -77,6 +77,14 @@ def test_notebook_parameters():
     assert isinstance(from_notebook(again, own=("source",)), Config)
 
 
+def test_of_a_backbone_s_own_switches_only_those_that_change_it_count(runs):
+    cfg = resolve("tiny")
+    claim(cfg, "data", "train")
+    claim(cfg.but(pretrain={**cfg.pretrain, "checkpoint_every": 7, "eval_every": 3}), "data", "train")
+    with pytest.raises(UserError, match="pretrain"):
+        claim(cfg.but(pretrain={**cfg.pretrain, "lr": 1.0}), "data", "train")
+
+
 def test_a_run_of_other_switches_is_refused(runs):
     claim(resolve("tiny"), "data", "train")
     claim(resolve("tiny", limit=7), "data", "train")  # sampling does not concern training

@@ -66,8 +66,8 @@ def test_a_row_with_half_a_character_is_dropped():
         ("cpp", "c++", True),
         ("c", "cpp", False),
         ("go", "golang", True),
-        ("zig", "zig", True),  # one that somebody adds
-        ("zig", "python", False),
+        ("rust", "rust", True),
+        ("rust", "python", False),
     ],
 )
 def test_fences_are_those_of_the_language(language, fence, taken):

@@ -1,11 +1,13 @@
 """Held-out denoising: rows never trained on, the same figures by brute force and however they are split over ranks."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from test_model import golden
 
-from treediff import batch, heldout, loss, model, prepare, tokens
+from treediff import batch, corpus, heldout, loss, model, prepare, tokens
 from treediff.config import resolve
 
 SMALL = {"rows": 30, "eval_rows": 12, "pretrain": {"rows": 50, "data_seed": 1}}
@@ -22,6 +24,24 @@ def test_rows_are_never_trained_on_and_the_same_for_every_run(runs):
         assert [int(r["uid"]) for r in heldout.rows(other)] == [int(r["uid"]) for r in held]
     assert heldout.rows(cfg.but(eval_every=0)) == []
     assert heldout.rows(cfg.but(eval_rows=0)) == []
+
+
+def test_rows_of_a_file_are_those_that_were_not_chosen(runs, tmp_path):
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+    lines = [
+        {"id": w, "input": f"Say {w}.", "output": f"<think>\n{w}\n</think>\n\n```python\nprint('{w}')\n```"}
+        for w in words
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    tok = corpus.tokenizer_folder(resolve("tiny", **SMALL))
+    cfg = resolve("tiny", data=str(path), rows=7, eval_rows=9, tokenizer=tok, backbone="elsewhere")
+    held = heldout.rows(cfg)
+    chosen = set(prepare.prepared(cfg)["uid"][:].tolist())
+    assert len(held) == 5
+    assert not chosen & {r["uid"] for r in held}
+    again = heldout.rows(cfg.but(seed=8, masking="random"))
+    assert all(np.array_equal(a["input_ids"], b["input_ids"]) for a, b in zip(held, again, strict=True))
 
 
 def records(n: int) -> list[dict]:

@@ -86,3 +86,19 @@ def test_tiny_has_a_plan_too():
     p = plan.plan(resolve("tiny"))
     assert p["steps"] == 300
     assert "300 optimiser steps of 32 rows" in plan.text(p)
+    assert "first the backbone, made on the spot: 1,500" in plan.text(p)
+
+
+def test_a_plan_that_cannot_be_is_shown_and_refused(runs, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "--preset", "paper", "--plan", "--gpu_memory", "20"])
+    assert end.value.code == 2
+    said = capsys.readouterr()
+    assert "3,516 optimiser steps" in said.out
+    assert "memory: the run needs" in said.err
+
+
+def test_an_unknown_number_of_rows_is_not_guessed():
+    with pytest.raises(UserError, match="rows: 0 keeps all"):
+        plan.plan(PAPER.but(rows=0))
+    assert plan.plan(PAPER.but(rows=0, max_steps=7))["steps"] == 7

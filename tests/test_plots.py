@@ -1,5 +1,7 @@
 """Figures: what they show is what they were given."""
 
+import io
+import itertools
 import re
 
 import numpy as np
@@ -116,3 +118,11 @@ def test_a_large_tree_is_drawn_in_part_and_says_so(code):
     assert any(w.endswith("\n…") for w in words)
     small = plots.tree(syntax.parse(b"def f(a):\n    return 'x'\n"))
     assert not any(t.get_text().endswith("\n…") for t in small.axes[0].texts)
+
+
+def test_the_boxes_of_a_tree_do_not_overlap():
+    code = "def a_rather_long_name(x):\n    return [f(1), not y, not z], lambda: x\n# comment one\n# comment two\n"
+    figure = plots.tree(syntax.parse(code.encode()))
+    figure.savefig(io.BytesIO())  # which lays it out
+    boxes = [t.get_bbox_patch().get_window_extent() for t in figure.axes[0].texts]
+    assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]

@@ -82,6 +82,21 @@ def test_parquet_is_read_like_jsonl(tok, runs, tmp_path):
     assert prepare.stats(switches_of(tmp_path / "d.parquet", tok))["rows"]["kept"] == 1
 
 
+def test_a_hub_data_set_is_streamed(tok, runs, tmp_path):
+    """A folder in the hub's form, read by the code that reads the hub."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    files = "- config_name: split_0\n  data_files:\n  - split: split_0\n    path: '*.jsonl'\n"
+    (folder / "README.md").write_text(f"---\nconfigs:\n{files}---\n")
+    data = many(folder / "d.jsonl", 30)
+    cfg = switches_of(folder, tok)
+    assert prepare.stats(cfg)["rows"]["kept"] == 28
+    want = prepare.prepared(cfg.but(data=str(data)))
+    assert list(prepare.prepared(cfg)["id"][:]) == list(want["id"][:])
+    with pytest.raises(UserError, match=r"data: .* no reachable data set"):
+        prepare.prepared(cfg.but(data_split="split_7"))
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -293,6 +308,15 @@ def test_a_killed_call_goes_on_and_ends_bit_for_bit_like_an_unkilled_one(tok, ru
 
 def finished(tmp_path):
     return sorted((tmp_path / ".out.parts").glob("*/*.arrow"))
+
+
+def test_a_kill_while_the_data_set_is_written_leaves_no_half_of_it(tok, runs, tmp_path, small_chunks):
+    cfg = switches_of(many(tmp_path / "d.jsonl"), tok, rows=100, max_length=180, workers=1)
+    kill_when(start(tmp_path, tok, 1), lambda: any(tmp_path.glob(".out.*.tmp")))
+    prepare.prepared(cfg, tmp_path / "out")
+    prepare.prepared(cfg, tmp_path / "want")
+    assert contents(tmp_path / "out") == contents(tmp_path / "want")
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 @pytest.mark.slow

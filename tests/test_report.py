@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from fractions import Fraction
 
 import matplotlib.figure
@@ -9,7 +10,7 @@ import pytest
 from test_page import synthetic
 
 from treediff import answers, paper, report, stats, tables, tinycode
-from treediff.config import UserError, read_json, resolve, write_json
+from treediff.config import MASKINGS, UserError, read_json, resolve, write_json
 
 
 def ledger(cfg, passed, n=20, **settings):
@@ -110,7 +111,7 @@ def test_seeds_are_pooled_in_the_report(three_seeds):
             stats.passed(read_json(report.ledger_path(cfg.with_masking(s).but(seed=k), "tinycode", 64)), "plus")
             for k in (0, 1, 2)
         ]
-        for s in report.ROWS
+        for s in ("base", *MASKINGS)
     }
     records = json.loads((folder / "pooled.json").read_text())
     assert [(r["from"], r["to"]) for r in records] == paper.PAIRS
@@ -306,3 +307,18 @@ def test_the_report_says_what_the_runs_were_trained_on(runs, tmp_path):
     code = sum(v for k, v in found["Backbone"]["tokens"].items() if k not in ("prompt", "reasoning"))
     share = 100 * found["Backbone"]["tokens"]["control"] / code
     assert f"<td>{share:.1f}</td></tr>" in text
+
+
+def test_rules_beyond_the_paper_s_are_reported_where_they_were_run(runs, quick):
+    cfg = resolve("tiny", lengths=[64])
+    synthetic(cfg, 12, 20)
+    report.write(cfg)
+    folder = cfg.preset_dir / "report"
+    assert "Whole names" not in (folder / "table2.md").read_text()
+    (cfg.preset_dir / "random-seed0").rename(cfg.preset_dir / "kept")
+    shutil.copytree(cfg.preset_dir / "kept", cfg.preset_dir / "identifier-seed0")
+    (cfg.preset_dir / "kept").rename(cfg.preset_dir / "random-seed0")
+    report.write(cfg)
+    assert re.search(r"\| Whole names \| \d", (folder / "table2.md").read_text())
+    pairs = read_json(folder / "comparisons.json")
+    assert [r["difference"] for r in pairs if r["to"] == "identifier"] == [0.0]

@@ -562,6 +562,9 @@ def claim(cfg: Config, *stages: str) -> Path:
     path = cfg.run_dir / "config.json"
     if path.exists():
         found, mine = read_json(path), json.loads(json.dumps(cfg.as_dict(*stages)))
+        for made in (found, mine):  # of a backbone's own switches, too, those that change nothing in it
+            nested = made.get("pretrain", {}).items()
+            made["pretrain"] = {k: v for k, v in nested if k in SWITCHES and SWITCHES[k].metadata["stage"] in stages}
         for name, value in mine.items():
             if found.get(name) != value and not _idle(cfg, name):
                 raise UserError(

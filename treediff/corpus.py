@@ -39,16 +39,6 @@ INSTRUCTION = (
 COLUMNS = ("id", "input", "output", "solution")
 """What is read of a row, in OpenCodeReasoning's names."""
 
-FENCES = {
-    "python": "py python3",
-    "javascript": "js jsx mjs node",
-    "typescript": "ts tsx",
-    "cpp": "c++ cc cxx",
-    "go": "golang",
-    "rust": "rs",
-}
-"""What a code fence calls a language besides its own name."""
-
 _FENCE = re.compile(r"^```[ \t]*(?P<language>[\w+-]*)[ \t]*\r?\n(?P<code>.*?)^```[ \t]*$", re.S | re.M)
 
 
@@ -92,7 +82,7 @@ def example(row: dict[str, Any], language: str = "python") -> Example:
         raise Dropped("<think> never closed")
     if not reasoning.strip():
         raise Dropped("empty reasoning")
-    names = ("", language, *FENCES.get(language, "").split())
+    names = ("", *syntax.table_of(language).fences.split())
     blocks = [m["code"] for m in _FENCE.finditer(rest) if m["language"].lower() in names]
     if not blocks:
         raise Dropped("no code block")
@@ -369,6 +359,8 @@ def example_code(source: str, lines: int, language: str = "python") -> tuple[str
     import heapq
     import textwrap
 
+    if not source and language != "python":
+        raise UserError(f"source: name a file in {language}; only for Python one is at hand.")
     path = Path(source) if source else Path(heapq.__file__)
     parsed = syntax.parse(syntax.read_source(path), language)
     first, last = syntax.telling_function(parsed)

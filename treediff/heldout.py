@@ -10,14 +10,16 @@ side. Evaluating draws no random number and touches no state of the training: it
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from treediff import batch, masking, tokens
-from treediff.config import Config
+from treediff import batch, corpus, masking, prepare, tokens
+from treediff.config import Config, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,31 +29,51 @@ if TYPE_CHECKING:
 LEVELS = (0.25, 0.5, 0.75)
 """Noise levels: at each, exactly that share of a row's answer tokens is masked."""
 
-_DATA_SEED = 77_001  # of the choice of rows: one set for all runs of a preset
+_DATA_SEED = 77_001  # of problems made on the spot: one set for all runs of a preset
 _MASK_SEED = 77_002
-
-
-def source(cfg: Config) -> Config:
-    """The switches of the data set that held-out rows are taken from: more than are wanted, by a choice of its own."""
-    base = cfg.with_masking("base")  # a tokenizer made on the spot is made of the backbone's rows: they must not change
-    pretrain = {**cfg.pretrain, "rows": base.rows, "data_seed": base.data_seed}
-    return cfg.but(rows=4 * cfg.eval_rows, data_seed=_DATA_SEED, pretrain=pretrain)
+_MOST = 100_000  # rows of the source that are looked through
 
 
 def rows(cfg: Config) -> list[dict[str, Any]]:
-    """`eval_rows` encoded rows (fewer if there are no more) that neither this run nor its backbone is trained on."""
-    from treediff import prepare
+    """`eval_rows` encoded rows (fewer if there are no more) that neither this run nor its backbone is trained on.
 
+    Those that come first in the source and were not chosen, found once and kept beside the training set.
+    """
     if not (cfg.eval_every and cfg.eval_rows):
         return []
-    trained = [cfg.with_masking("base"), cfg] if cfg.backbone == "pretrain" else [cfg]
+    runs = [cfg.with_masking("base"), cfg] if cfg.backbone == "pretrain" else [cfg]
+    mark = corpus.fingerprint([prepare.data_fingerprint(run) for run in runs], cfg.eval_rows, 1)
+    path = cfg.preset_dir / "data" / f"heldout-{mark}.jsonl"
+    if not path.exists():
+        found = list(islice(_fresh(cfg, runs), cfg.eval_rows))
+        with whole(path) as spot:
+            spot.write_text("".join(json.dumps(r) + "\n" for r in found))
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        {"uid": r["uid"], "input_ids": np.array(r["input_ids"], np.int32), "labels": np.array(r["labels"], np.uint8)}
+        for r in kept
+    ]
+
+
+def _fresh(cfg: Config, runs: list[Config]) -> Iterator[dict[str, Any]]:
+    """Rows, encoded, that none of `runs` is trained on."""
     seen: set[int] = set()
-    for run in trained:
-        seen |= set(prepare.prepared(run).with_format("numpy")["uid"][:].tolist())
-    data = prepare.prepared(source(cfg))
-    uids = np.asarray(data["uid"][:], np.int64)
-    fresh = [i for i, uid in enumerate(uids.tolist()) if uid not in seen]
-    return [data[i] for i in fresh[: cfg.eval_rows]]
+    for run in runs:
+        seen |= set(prepare.prepared(run)["uid"][:].tolist())
+    tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
+    # A problem set made on the spot is made anew; a file or a hub's data set is read from its beginning.
+    source = cfg.but(rows=4 * cfg.eval_rows, data_seed=_DATA_SEED)
+    for number, row in islice(corpus.raw_rows(source), _MOST):
+        try:
+            row = {"id": str(number), **corpus.read_row(cfg.data, number, row)}
+            example = corpus.example(row, cfg.language)
+            if corpus.uid(example) in seen:
+                continue
+            record = corpus.encode(cfg, tok, example)
+        except corpus.Dropped:
+            continue
+        seen.add(record["uid"])
+        yield {"uid": record["uid"], **{k: record[k].tolist() for k in ("input_ids", "labels")}}
 
 
 class Evaluation:

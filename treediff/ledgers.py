@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from treediff import answers, corpus, plots, stats
-from treediff.config import MASKINGS, SWITCHES, Config, UserError, read_json
+from treediff.config import BEYOND, MASKINGS, SWITCHES, Config, UserError, read_json
 from treediff.paper import HALVES, PAIRS
 
-ROWS = ("base", *MASKINGS)
+ROWS = ("base", *MASKINGS, *BEYOND)
+COMPARED = [*PAIRS, *(("random", s) for s in BEYOND)]
 BACKBONE = ("tokenizer", "backbone", "revision", "d_model", "n_layers", "n_heads", "mlp_hidden", "pretrain")
 """Switches in which a backbone must agree with the runs that were fine-tuned from it."""
 Key = tuple[str, int]  # benchmark, T
@@ -124,6 +125,11 @@ def seeds(cfg: Config) -> dict[str, list[int]]:
 _SEED = re.compile(r"-seed(\d+)$")
 
 
+def shown(cfg: Config, strategies: tuple[str, ...]) -> tuple[str, ...]:
+    """These strategies, and those beyond the paper's that were run with this seed."""
+    return (*strategies, *(s for s in BEYOND if cfg.with_masking(s).run_dir.exists()))
+
+
 def sandbox_layers(cfg: Config) -> dict[str, Any]:
     """The sandbox that the ledgers name (all runs of a preset are scored on one machine, or say so)."""
     layers = [ledger["sandbox"] for by_key in ledgers(cfg).values() for ledger in by_key.values()]
@@ -143,7 +149,7 @@ def comparisons(cfg: Config) -> list[dict[str, Any]]:
     """
     found = ledgers(cfg)
     out = []
-    for one, two in PAIRS:
+    for one, two in COMPARED:
         for key in found.get(one, {}):
             if key not in found.get(two, {}):
                 continue
@@ -171,7 +177,7 @@ def pooled(cfg: Config) -> list[dict[str, Any]]:
     """The comparisons over all seeds that were run (stats.POOLING is the model); empty with one seed of each."""
     out = []
     for key, runs in all_seeds(cfg).items():
-        for one, two in PAIRS:
+        for one, two in COMPARED:
             sides = [[stats.passed(v, "plus") for r, v in runs.values() if r.masking == s] for s in (one, two)]
             if not all(sides) or sum(map(len, sides)) < 3:
                 continue

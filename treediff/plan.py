@@ -115,12 +115,8 @@ def peak_flops(cfg: Config, world: int) -> float | None:
 
 def plan(cfg: Config) -> dict[str, Any]:
     """Steps, tokens, FLOPs, hours, memory and disk of the run, and why it cannot be, if it cannot (`refused`)."""
-    from treediff.batch import total_steps
-
     s = shape(cfg)
-    if not (cfg.rows or cfg.max_steps):
-        raise UserError("rows: 0 keeps all, whose number is not known before they are read; give rows or max_steps.")
-    steps = total_steps(cfg, cfg.rows)
+    steps = _steps(cfg)
     tokens = steps * cfg.rows_per_step * cfg.max_length
     per_token = flops_per_token(s.parameters, bool(cfg.lora_rank))
     items = memory.per_device(cfg, s)
@@ -130,6 +126,9 @@ def plan(cfg: Config) -> dict[str, Any]:
         "parameters": s.parameters,
         "trained": s.lora(cfg.lora_rank) if cfg.lora_rank else s.parameters,
         "steps": steps,
+        "backbone_steps": 0
+        if cfg.masking == "base" or cfg.backbone != "pretrain"
+        else _steps(cfg.with_masking("base")),
         "rows_per_step": cfg.rows_per_step,
         "tokens": tokens,
         "flops_per_token": per_token,
@@ -141,6 +140,14 @@ def plan(cfg: Config) -> dict[str, Any]:
         "memory_total": sum(items.values()),
         "disk": disk(cfg, s),
     }
+
+
+def _steps(cfg: Config) -> int:
+    from treediff.batch import total_steps
+
+    if not (cfg.rows or cfg.max_steps):
+        raise UserError("rows: 0 keeps all, whose number is not known before they are read; give rows or max_steps.")
+    return total_steps(cfg, cfg.rows)
 
 
 def disk(cfg: Config, s: Shape) -> dict[str, float]:
@@ -160,21 +167,27 @@ def text(p: dict[str, Any]) -> str:
     """A plan to read."""
     kind = "4N" if p["trained"] < p["parameters"] else "6N"
     more = f", and {p['recomputation']:.2e} of recomputation" if p["recomputation"] else ""
+    first = [f"first the backbone, made on the spot: {p['backbone_steps']:,} optimiser steps (not planned below)"]
     lines = [
+        *(first if p["backbone_steps"] else []),
         f"{p['backbone']}: {p['parameters']:,} parameters, {p['trained']:,} trained",
         f"{p['steps']:,} optimiser steps of {p['rows_per_step']} rows, at most {p['tokens']:,} tokens",
         f"{p['flops']:.2e} model FLOPs ({kind} = {p['flops_per_token']:.2e} a token){more}",
         f"hours on {p['processes']} GPUs at {MFU:.0%} of the data sheet's FLOP/s (MFU): "
-        + ", ".join(f"{name} {h:.1f}" for name, h in p["hours"].items()),
+        + ", ".join(f"{name} {h:.1f}" if h >= 0.05 else f"{name} < 0.1" for name, h in p["hours"].items()),
         "",
-        "memory per GPU, worst batch [GB]",
-        *(f"  {value / 1e9:8.2f}  {name}" for name, value in p["memory"].items()),
-        f"  {p['memory_total'] / 1e9:8.2f}  in all",
+        "memory per GPU, worst batch",
+        *(f"  {_size(value)}  {name}" for name, value in p["memory"].items()),
+        f"  {_size(p['memory_total'])}  in all",
         "",
-        "disk [GB]",
-        *(f"  {value / 1e9:8.2f}  {name}" for name, value in p["disk"].items() if value),
+        "disk",
+        *(f"  {_size(value)}  {name}" for name, value in p["disk"].items() if value),
     ]
     return "\n".join(lines)
+
+
+def _size(value: float) -> str:
+    return f"{value / 1e9:8.2f} GB" if value >= 1e8 else f"{value / 1e6:8.2f} MB"
 
 
 def check(cfg: Config) -> None:

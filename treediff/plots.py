@@ -155,14 +155,21 @@ def tree(parsed: Parsed, node: Any = None, most: int = 90, deepest: int = 24) ->
     places: dict[int, tuple[float, int]] = {}
     drawn: list[tuple[Any, int | None]] = []
     cut: set[int] = set()  # nodes of which not all is drawn
-    leaves = 0
+    right = 0.0  # how far the picture reaches so far [inch]
 
     def whole(n: Any) -> bool:
         """Whether a node is drawn as its text."""
         return n.child_count == 0 or "string" in n.type or "comment" in n.type
 
+    def label(n: Any) -> str:
+        if not whole(n):
+            return n.type.replace("_", "\n") + ("\n…" if n.id in cut else "")
+        text = n.text.decode(errors="replace").split("\n")[0]
+        return text if len(text) < 14 else text[:12] + "…"
+
     def place(n: Any, depth: int, above: int | None) -> float:
-        nonlocal leaves
+        nonlocal right
+        first, left = len(drawn) + 1, right
         drawn.append((n, above))
         # Punctuation belongs to the tree that tree-sitter builds, but not to a picture of it.
         inner = [] if whole(n) else [c for c in n.children if c.is_named or c.text[:1].isalpha()]
@@ -170,17 +177,19 @@ def tree(parsed: Parsed, node: Any = None, most: int = 90, deepest: int = 24) ->
         below = [place(c, depth + 1, n.id) for c in inner if len(drawn) < most and depth < deepest]
         if len(below) < len(inner):
             cut.add(n.id)
-        if below:
-            x = float(np.mean(below))
-        else:
-            x, leaves = float(leaves), leaves + 1
+        half = 0.035 * max(map(len, label(n).split("\n"))) + 0.12  # of the box
+        x = float(np.mean(below)) if below else left + half
+        if (shift := left + half - x) > 0:  # a box that is wider than what is below it
+            x, right = x + shift, right + shift
+            places.update({m.id: (places[m.id][0] + shift, places[m.id][1]) for m, _ in drawn[first:]})
+        right = max(right, x + half)
         places[n.id] = (x, depth)
         return x
 
     tier_of: dict[int, int] = {}
     place(node or parsed.tree.root_node, 0, None)
     depth = max(d for _, d in places.values())
-    figure = Figure(figsize=(max(6, leaves * 0.62), (depth + 1) * 0.6 + 0.6), layout="constrained")
+    figure = Figure(figsize=(max(6, right), (depth + 1) * 0.6 + 0.6), layout="constrained")
     ax = figure.subplots()
     for n, above in drawn:
         x, d = places[n.id]
@@ -191,15 +200,10 @@ def tree(parsed: Parsed, node: Any = None, most: int = 90, deepest: int = 24) ->
         if not n.is_named and above is not None:  # a keyword takes the tier of the node that it begins
             tier = tier_of[above]
         tier_of[n.id] = tier
-        if whole(n):
-            label = n.text.decode(errors="replace").split("\n")[0]
-            label = label if len(label) < 14 else label[:12] + "…"
-        else:
-            label = n.type.replace("_", "\n") + ("\n…" if n.id in cut else "")
         ax.text(
             x,
             -d,
-            label,
+            label(n),
             ha="center",
             va="center",
             fontsize=8,
@@ -207,7 +211,7 @@ def tree(parsed: Parsed, node: Any = None, most: int = 90, deepest: int = 24) ->
             bbox={"boxstyle": "round,pad=0.25", "fc": COLOURS[TIERS[tier]], "ec": "#888888", "lw": 0.5},
             zorder=2,
         )
-    ax.set_xlim(-0.8, leaves - 0.2)
+    ax.set_xlim(min(0, (right - 6) / 2), max(right, (right + 6) / 2))
     ax.set_ylim(-depth - 0.6, 0.6)
     ax.set_axis_off()
     _tier_legend(figure)

@@ -26,6 +26,7 @@ from treediff.ledgers import (
     sandbox_layers,
     seed_rates,
     seeds,
+    shown,
     verdicts,
 )
 from treediff.paper import HALVES, PAPER, paper_markdown
@@ -65,7 +66,7 @@ def table(cfg: Config, strategies: tuple[str, ...]) -> list[dict[str, Any]]:
                     if ledger:
                         record |= stats.rated(stats.counts(ledger, part))
                         record["ledger"] = ledger_name(cfg.with_masking(strategy), benchmark, length)
-                    if paper := PAPER[strategy].get(benchmark, {}).get(length):
+                    if paper := PAPER.get(strategy, {}).get(benchmark, {}).get(length):
                         record |= {"paper_T": length, "paper": paper[part == "plus"]}
                     out.append(record)
     return out
@@ -193,7 +194,7 @@ def write(cfg: Config) -> Path:
     """Write runs/<preset>/report/: tables, comparisons, figures, provenance, report.html. What is missing shows so."""
     folder = cfg.preset_dir / "report"
     found = ledgers(cfg)
-    tables = {"table1": table(cfg, paper.IN_TABLE[1]), "table2": table(cfg, MASKINGS)}
+    tables = {"table1": table(cfg, paper.IN_TABLE[1]), "table2": table(cfg, shown(cfg, MASKINGS))}
     models = causal.table(cfg)
     checked = {"printed": paper.checked(), "misprints": paper.misprints(), "comparisons": paper.claims()}
     facts = {
@@ -230,7 +231,7 @@ def write(cfg: Config) -> Path:
         "tables": {k: (r, paper_markdown(paper.IN_TABLE[i])) for i, (k, r) in enumerate(tables.items(), 1)},
         "models": models,
         "pass_at": pass_at_markdown(facts["pass_at_k"]),
-        "halves": halves_markdown(cfg, ROWS) if found else "",
+        "halves": halves_markdown(cfg, shown(cfg, ("base", *MASKINGS))) if found else "",
         "said": verdicts(facts["pooled"] or facts["comparisons"]),
         "seeds": seeds(cfg),
         "sandbox": sandbox_layers(cfg),

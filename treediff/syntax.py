@@ -71,7 +71,7 @@ _PYTHON = Table(
 _JAVASCRIPT = Table(
     grammar="tree_sitter_javascript",
     suffixes=".js .mjs .cjs .jsx",
-    fences="javascript js jsx node",
+    fences="javascript js jsx mjs node",
     # A function is an expression as often as a statement here, and as much a definition.
     skeleton="import_statement export_statement function_declaration generator_function_declaration "
     "function_expression generator_function arrow_function method_definition class_declaration class decorator "
@@ -240,7 +240,7 @@ def grammar(language: str = "python") -> Grammar:
     not installed, or a node type or field that the grammar does not know."""
     from tree_sitter import Language, Parser
 
-    table = _table(language)
+    table = table_of(language)
     try:
         module = importlib.import_module(table.grammar)
     except ModuleNotFoundError:
@@ -278,7 +278,8 @@ def grammar(language: str = "python") -> Grammar:
     return Grammar(table, Parser(lang), tier_of_kind, paints, comments, names, bodies, marks)
 
 
-def _table(language: str) -> Table:
+def table_of(language: str) -> Table:
+    """The table of a language. Raises UserError for a language that has none."""
     if language not in LANGUAGES:
         raise UserError(f"language: there is no {language!r}; choose one of {', '.join(LANGUAGES)}.")
     return LANGUAGES[language]
@@ -304,7 +305,7 @@ def grammar_version(language: str = "python") -> str:
     the table. Raises UserError for a language that is unknown or not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
-    table = _table(language)
+    table = table_of(language)
     package = table.grammar.replace("_", "-")
     digest = hashlib.sha256(repr(table).encode()).hexdigest()[:12]
     try:

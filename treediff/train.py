@@ -28,7 +28,7 @@ from treediff.config import Config, UserError, provenance, read_json, resolve, w
 
 log = logging.getLogger(__name__)
 
-_START = 1800  # seconds that loading the weights may take on one rank while another waits
+_LONG = 1800  # seconds that a rank may take to load the weights or to write them while another waits
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -129,7 +129,7 @@ def train(cfg: Config) -> None:
 
     # DeepSpeed would compile its shared-memory collectives on a CPU (30 s, needs g++); gloo gives the same bits.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=max(_START, cfg.stall_timeout)))
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=max(_LONG, cfg.stall_timeout)))
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     if world != cfg.processes:
         raise UserError(f"processes: {cfg.processes} are set, the launcher started {world}; make them agree.")
@@ -198,6 +198,7 @@ def train(cfg: Config) -> None:
                 lines.add(now, sums, norm, started, **facts)
             evaluate(step + 1)
             if (step + 1) % cfg.checkpoint_every == 0 and step + 1 < total:
+                watch.beat(cfg.run_dir, rank, _LONG)
                 if lines:
                     lines.flush()  # first: a step that failed must not be saved
                 checkpoints.save(engine, folder, step + 1, rank)
@@ -206,6 +207,7 @@ def train(cfg: Config) -> None:
     if lines:
         lines.flush()
         write_json(cfg.run_dir / "provenance.json", provenance(data=prepare.data_fingerprint(cfg), steps=total))
+    watch.beat(cfg.run_dir, rank, _LONG)
     checkpoints.publish(cfg, net, rank)
     if lines:
         lines.close()
@@ -239,7 +241,7 @@ def main() -> None:
     rank = os.environ.get("RANK", "0")
     failure = run_dir / f"failure-rank{rank}.txt"
     failure.unlink(missing_ok=True)
-    if starter := os.environ.get("TREEDIFF_STARTER"):
+    if starter := os.environ.get("TREEDIFF_LONGER"):
         watch.follow(starter)
     lock = None
     try:

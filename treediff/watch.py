@@ -79,9 +79,10 @@ def begin(run_dir: Path, rank: int) -> None:
     life(run_dir, rank).write_text(starter())
 
 
-def beat(run_dir: Path, rank: int) -> None:
-    """A sign of life."""
-    os.utime(life(run_dir, rank))
+def beat(run_dir: Path, rank: int, grace: float = 0.0) -> None:
+    """A sign of life; the next may be `grace` seconds later than usual (a checkpoint takes the time it takes)."""
+    then = time.time() + grace
+    os.utime(life(run_dir, rank), (then, then))
 
 
 def end(run_dir: Path) -> None:
