@@ -164,6 +164,42 @@ def test_the_mask_token_is_never_committed_by_default():
         assert not (out.ids == 510).any()
 
 
+def suppressed_twin(prompt: list[int], how: sample.Decoding) -> list[int]:
+    """LLaDA's loop with its two switches for ends of text, from their definition, one row, in float64."""
+    x = torch.tensor([[*prompt, *[how.mask_id] * how.gen_length]])
+    per_block = how.steps * how.block_length // how.gen_length
+    for block in range(how.gen_length // how.block_length):
+        stop = len(prompt) + (block + 1) * how.block_length
+        for _ in range(per_block):
+            with torch.no_grad():
+                logits = net("tiny").lm_head(model.encode(net("tiny"), x))[0].double()
+            if how.eos_suppression == "logits":
+                logits[:, how.ends[0]] = -torch.inf
+            token = logits.argmax(-1)
+            if how.eos_suppression == "confidence":
+                logits[:, list(how.ends)] = -torch.inf
+            p = torch.softmax(logits, -1).gather(1, token[:, None])[:, 0]
+            p[(x[0] != how.mask_id) | (torch.arange(x.shape[1]) >= stop)] = -1
+            chosen = p.topk(how.block_length // per_block).indices
+            x[0, chosen] = token[chosen]
+    return x[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("switch", ["logits", "confidence"])
+def test_ends_of_text_are_suppressed_as_llada_s_switches_define_it(switch):
+    """The official runs have no end of text to suppress; here it is what the model says most."""
+    prompt = [5, 6, 7]
+    how = dataclasses.replace(HOW, gen_length=32, steps=16, official=True)
+    free = sample.decode(net("tiny"), [prompt], how).ids[0]
+    ends = tuple(free.unique(return_counts=True)[1].argsort(descending=True)[:2].tolist())
+    often = dataclasses.replace(how, ends=tuple(free.unique()[list(ends)].tolist()), eos_suppression=switch)
+    got = sample.decode(net("tiny"), [prompt], often).ids[0].tolist()
+    assert got == suppressed_twin(prompt, often)
+    assert got != free.tolist()
+    if switch == "logits":
+        assert often.ends[0] not in got
+
+
 def test_temperature_and_random_order_are_functions_of_the_seed():
     for mode in ("warm", "random"):
         runs = [
