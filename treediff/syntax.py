@@ -299,10 +299,10 @@ def name_spans(parsed: Parsed) -> np.ndarray:
     g, nodes = parsed.grammar, parsed.nodes
     leaf = np.append(nodes.start[1:] >= nodes.end[:-1], True)
     at = np.flatnonzero(g.names[nodes.kind] & leaf & (nodes.end > nodes.start))
-    spans = list(zip(nodes.start[at].tolist(), nodes.end[at].tolist(), strict=True))
-    number: dict[bytes, int] = {}
-    out = [(a, b, number.setdefault(parsed.source[a:b], len(number))) for a, b in spans]
-    return np.array(out, np.int32).reshape(-1, 3)
+    start, end = nodes.start[at], nodes.end[at]
+    texts = [parsed.source[a:b] for a, b in zip(start.tolist(), end.tolist(), strict=True)]
+    number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    return np.column_stack([start, end, np.array([number[text] for text in texts], np.int32)])
 
 
 def line_spans(source: bytes) -> np.ndarray:
