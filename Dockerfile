@@ -1,5 +1,5 @@
 # The kit with every package it needs. Build and run: docker/README.md.
-# The digest is quoted from public projects that pin the same tag; it was not checked against the registry.
+# The digest is quoted from public projects that pin the same tag; it was not checked.
 ARG BASE_IMAGE=nvidia/cuda:13.0.3-runtime-ubuntu24.04@sha256:76f46f3e649824ebd3685d3d86c42b0ea62af04f59242f419f56cd5804a72efb
 FROM ${BASE_IMAGE}
 

@@ -192,6 +192,28 @@ def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_like_one_that_is_
     assert not folder.exists()
 
 
+def test_a_killed_starter_leaves_no_ranks(done):
+    """kill -9 of the process that called `trained`, a notebook's kernel, say."""
+    cfg = done.but(seed=4, masking="ast", max_steps=2000)
+    shutil.copytree(done.with_masking("base").run_dir, cfg.with_masking("base").run_dir)
+    config = cfg.with_masking("base").run_dir / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "seed": 4}))
+    code = "import json, sys; from treediff import config, launch\n"
+    code += "launch.trained(config.Config(**json.loads(sys.argv[1])))"
+    starter = subprocess.Popen([sys.executable, "-c", code, json.dumps(cfg.as_dict())], stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 120
+        while len(ranks(cfg.run_dir)) < 2:
+            assert starter.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        alive = ranks(cfg.run_dir).values()
+    finally:
+        starter.kill()
+        starter.wait()
+    assert gone(alive)
+
+
 def test_ctrl_c_ends_the_ranks(done, monkeypatch):
     cfg = done.but(seed=3, masking="ast", max_steps=400)
     shutil.copytree(done.with_masking("base").run_dir, cfg.with_masking("base").run_dir)
@@ -299,9 +321,13 @@ def test_the_error_shown_is_the_rank_s_own(done):
         launch.trained(done.but(seed=1, lr=1e30, pretrain={**done.pretrain, "lr": 1e30, "muon_lr": 1e30}))
 
 
-def test_the_command_is_deepspeed_s(done):
+def test_the_command_is_deepspeed_s(done, monkeypatch):
     command = launch.command(done, done.run_dir)
     assert command[1:5] == ["-m", "deepspeed.launcher.runner", "--num_gpus", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6")
+    assert launch.command(done, done.run_dir)[3:5] == ["--include", "localhost:3,5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert launch.command(done, done.run_dir)[3:5] == ["--num_gpus", "2"]
     assert command[-3:] == ["--module", "treediff.train", str(done.run_dir)]
     assert train.deepspeed_config(done, 100)["zero_optimization"]["stage"] == 2
 

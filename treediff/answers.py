@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from treediff import corpus, model, sample, tokens
+from treediff import corpus, model, sample, tokens, watch
 from treediff.config import Config, UserError, claim, provenance, whole, write_json
 
 if TYPE_CHECKING:
@@ -282,6 +282,8 @@ def share(cfg: Config, benchmark: str, length: int) -> None:
         from treediff.causal import Causal as Kind
     else:
         Kind = Diffusion
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())  # else libraries would put theirs on the first GPU
     answerer = Kind(cfg, length)
     prompts = []
     for task, problem in problems.items():
@@ -406,6 +408,8 @@ def main() -> None:
     """A process that `launch.sampling` started: its switches, benchmark and length come as one argument."""
     task = json.loads(sys.argv[1])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if starter := os.environ.get("TREEDIFF_STARTER"):
+        watch.follow(starter)
     try:
         share(Config(**task["switches"]), task["benchmark"], task["length"])
     except UserError as e:

@@ -562,9 +562,8 @@ def claim(cfg: Config, *stages: str) -> Path:
     path = cfg.run_dir / "config.json"
     if path.exists():
         found, mine = read_json(path), json.loads(json.dumps(cfg.as_dict(*stages)))
-        for made in (found, mine):  # of a backbone's own switches, too, those that change nothing in it
-            nested = made.get("pretrain", {}).items()
-            made["pretrain"] = {k: v for k, v in nested if k in SWITCHES and SWITCHES[k].metadata["stage"] in stages}
+        for made in (found, mine):
+            made["pretrain"] = of_stages(made.get("pretrain", {}), *stages)
         for name, value in mine.items():
             if found.get(name) != value and not _idle(cfg, name):
                 raise UserError(
@@ -574,6 +573,12 @@ def claim(cfg: Config, *stages: str) -> Path:
     else:
         write_json(path, cfg.as_dict())
     return cfg.run_dir
+
+
+def of_stages(values: Mapping[str, Any], *stages: str) -> dict[str, Any]:
+    """Those of some switches' values that the outputs of the stages depend on; of a nested `pretrain` likewise."""
+    kept = {k: v for k, v in values.items() if k in SWITCHES and SWITCHES[k].metadata["stage"] in stages}
+    return kept | ({"pretrain": of_stages(kept["pretrain"], *stages)} if "pretrain" in kept else {})
 
 
 def _idle(cfg: Config, name: str) -> bool:

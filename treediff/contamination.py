@@ -250,19 +250,23 @@ def _reach(cfg: Config) -> tuple[dict[str, tuple[str, Path | None, int]], dict[s
             continue
         path = corpus.benchmark_file(cfg, name)
         key = (name, path, path.stat().st_mtime_ns if path and path.exists() else 0)
-        try:
-            _load(*key)
+        loaded = _load(*key)
+        if isinstance(loaded, str):
+            missing[name] = loaded
+        else:
             found[name] = key
-        except UserError as e:
-            missing[name] = str(e)
     return found, missing
 
 
 @lru_cache(maxsize=8)
-def _load(name: str, path: Path | None, time: int) -> tuple[dict[str, Any], str]:
+def _load(name: str, path: Path | None, time: int) -> tuple[dict[str, Any], str] | str:
+    """A benchmark's problems and hash, or why it cannot be had: a download that failed is not tried again."""
     from treediff import score
 
-    return score.load_benchmark(name, path)
+    try:
+        return score.load_benchmark(name, path)
+    except UserError as e:
+        return str(e)
 
 
 def stamps(cfg: Config) -> dict[str, str]:

@@ -303,7 +303,8 @@ def tokenizer_folder(cfg: Config) -> str:
         return cfg.tokenizer
     base = cfg.with_masking("base")
     made_of = base.as_dict("data")
-    folder = cfg.preset_dir / f"tokenizer-{fingerprint({k: made_of[k] for k in _TOKENIZER_SWITCHES})}"
+    mark = fingerprint({k: made_of[k] for k in _TOKENIZER_SWITCHES}, data_stamp(base))
+    folder = cfg.preset_dir / f"tokenizer-{mark}"
     if not folder.is_dir():
         log.info("training a BPE tokenizer of %d entries", cfg.vocab_size)
         with whole(folder) as spot:
@@ -320,7 +321,19 @@ def _examples(cfg: Config) -> Iterator[Example]:
             yield example(row, cfg.language)
 
 
-_TOKENIZER_SWITCHES = ("data", "data_split", "rows", "data_seed", "vocab_size")
+_TOKENIZER_SWITCHES = ("data", "data_split", "rows", "data_seed", "vocab_size", "language")
+
+
+def data_stamp(cfg: Config) -> Any:
+    """What stands for the rows: a file's size and time; TinyCode's own source; nothing for a hub data set."""
+    if cfg.data == "tinycode":
+        return _tinycode()
+    source = Path(cfg.data)
+    return [source.stat().st_size, source.stat().st_mtime_ns] if source.is_file() else []
+
+
+def _tinycode() -> str:
+    return hashlib.sha256(Path(__file__).with_name("tinycode.py").read_bytes()).hexdigest()
 
 
 # --- benchmarks ----------------------------------------------------------------------------------------------------
@@ -334,7 +347,7 @@ def benchmark_file(cfg: Config, benchmark: str) -> Path | None:
         return Path(path) if path else None
     from treediff import tinycode
 
-    path = cfg.preset_dir / "tinycode.jsonl"
+    path = cfg.preset_dir / f"tinycode-{_tinycode()[:12]}.jsonl"
     if not path.exists():
         with whole(path) as spot:
             spot.write_text("".join(json.dumps(p) + "\n" for p in tinycode.benchmark()))
@@ -402,6 +415,8 @@ def answer_tokens(
     table = tokens.byte_table(tok)
     ends = np.flatnonzero(np.isin(ids, tokens.endings(tok)))
     ids = ids[: ends[0]] if len(ends) else ids
+    known = ids < len(table.spelling)  # a head may have more rows than the tokenizer has tokens
+    ids, committed_at = ids[known], committed_at[: len(ids)][known]
     raw = b"".join(table.spelling[i] for i in ids.tolist())
     text = raw.decode(errors="surrogateescape")  # a byte that is no UTF-8 stays one character, so that places agree
     length = table.length[ids]
@@ -419,7 +434,7 @@ def answer_tokens(
     first = np.searchsorted(byte_of_char, starts, "right") - 1
     last = np.append(first, len(text))[1:]
     text = "".join("\ufffd" if "\udc80" <= c <= "\udcff" else c for c in text)
-    return text, list(zip(first.tolist(), last.tolist(), strict=True)), committed_at[: len(ids)], labels
+    return text, list(zip(first.tolist(), last.tolist(), strict=True)), committed_at, labels
 
 
 def inclusion(cfg: Config, seen: View, levels: np.ndarray, draws: int) -> dict[str, np.ndarray]:
@@ -436,7 +451,7 @@ def expected_inclusion(cfg: Config, seen: View, levels: np.ndarray) -> dict[str,
     there = [i for i in range(CODE, len(LABELS)) if (seen.labels == i).any()]
     if cfg.masking in ("base", "random"):
         return {LABELS[i]: levels for i in there}
-    if cfg.masking != "ast":
+    if cfg.masking != "ast" or cfg.budget != "exact":
         return {}
     weights = np.array(cfg.weights())[seen.labels]
     expected = np.array([masking.expected_inclusion(weights, int(p * len(weights))) for p in levels])

@@ -60,6 +60,8 @@ def _fresh(cfg: Config, runs: list[Config]) -> Iterator[dict[str, Any]]:
     seen: set[int] = set()
     for run in runs:
         seen |= set(prepare.prepared(run)["uid"][:].tolist())
+    if cfg.data != "tinycode" and not prepare.stats(cfg)["rows"]["not_chosen"]:
+        return  # every row that can serve is trained on
     tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
     # A problem set made on the spot is made anew; a file or a hub's data set is read from its beginning.
     source = cfg.but(rows=4 * cfg.eval_rows, data_seed=_DATA_SEED)
@@ -143,9 +145,7 @@ def _record(sums: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def write(path: Path, step: int, record: dict[str, Any]) -> dict[str, Any]:
+def write(path: Path, step: int, record: dict[str, Any]) -> None:
     """Append the evaluation after `step` optimiser steps to evals.jsonl."""
-    line = {"step": step, **record}
     with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    return line
+        file.write(json.dumps({"step": step, **record}) + "\n")

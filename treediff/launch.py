@@ -43,11 +43,17 @@ def command(cfg: Config, run_dir: Path) -> list[str]:
     """The deepspeed command that trains `run_dir`: one node, the nodes of a host file, or this node of several."""
     each = cfg.processes // cfg.nodes
     where = ["--num_gpus", str(each)]
+    # DeepSpeed forgets which GPUs are visible when it is told how many to take.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[:each]
+    if cfg.nodes == 1 and not cfg.hostfile and len(visible) == each and all(v.isdigit() for v in visible):
+        where = ["--include", f"localhost:{','.join(visible)}"]
     if cfg.hostfile:
         where += ["--hostfile", cfg.hostfile] + (["--num_nodes", str(cfg.nodes)] if cfg.nodes > 1 else [])
     elif cfg.nodes > 1:
         hosts = run_dir / "hosts"  # names that nobody looks up: with --no_ssh only their number and slots count
         where = ["--hostfile", str(hosts), "--no_ssh", "--node_rank", str(cfg.node_rank)]
+    else:
+        where += ["--hostfile", os.devnull]  # else it would look for one at its own default place
     if not cfg.hostfile or cfg.master_addr != "127.0.0.1":  # with a host file DeepSpeed asks its first host
         where += ["--master_addr", cfg.master_addr]
     return [
@@ -162,7 +168,7 @@ def _advance(bar: tqdm, path: Path) -> None:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 20_000))
         lines = [x for x in file.read().split(b"\n") if x.startswith(b'{"step"') and x.endswith(b"}")]
-    if lines:
+    with suppress(IndexError, ValueError):  # no line yet, or one that is cut short
         last = json.loads(lines[-1])
         bar.set_postfix(loss=f"{last['loss']:.3f}", tokens_s=f"{last['tokens_per_s']:.0f}", refresh=False)
         bar.update(last["step"] + 1 - bar.n)
@@ -212,11 +218,14 @@ def sampling(cfg: Config, benchmark: str, length: int, processes: int, total: in
             start_new_session=True,
         )
         try:
+            looked = time.monotonic()
             title = f"sample {cfg.run_dir.name} T={length}, {processes} processes"
             with tqdm(total=total, initial=made(), desc=title, unit=" answers", mininterval=2) as bar:
                 while process.poll() is None:
                     time.sleep(0.2)
-                    bar.update(made() - bar.n)
+                    if (now := time.monotonic()) > looked + 2:  # counting reads all that was made
+                        looked = now
+                        bar.update(made() - bar.n)
                 bar.update(made() - bar.n)
         finally:
             _stop(process)

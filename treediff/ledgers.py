@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from treediff import answers, corpus, plots, stats
-from treediff.config import BEYOND, MASKINGS, SWITCHES, Config, UserError, read_json
+from treediff.config import BEYOND, MASKINGS, Config, UserError, of_stages, read_json
 from treediff.paper import HALVES, PAIRS
 
 ROWS = ("base", *MASKINGS, *BEYOND)
@@ -102,10 +102,9 @@ def _same_settings(key: Key, runs: Runs) -> None:
         if len({r.seed for r, _ in runs.values()}) > 1:
             mine.pop("sampling seed", None)
         if (run.run_dir / "config.json").exists():
-            switches = read_json(run.run_dir / "config.json")
-            trained = (n for n, f in SWITCHES.items() if f.metadata["stage"] in ("data", "train"))
+            trained = of_stages(read_json(run.run_dir / "config.json"), "data", "train")
             names = BACKBONE if run.masking == "base" else trained
-            mine |= {f"training switch {n}": switches[n] for n in names if n in switches}
+            mine |= {f"training switch {n}": trained[n] for n in names if n in trained}
         for name, value in mine.items():
             first, theirs = known.setdefault(name, (who, value))
             if theirs != value:

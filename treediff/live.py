@@ -82,7 +82,7 @@ def frame(tok: PreTrainedTokenizerFast, ids: list[int], before: list[int], colum
         if i in ends:
             break
         masked = i == tok.mask_token_id
-        piece = HIDDEN if masked else harmless(table.spelling[i].decode(errors="replace"))
+        piece = HIDDEN if masked else harmless(b"".join(table.spelling[i : i + 1]).decode(errors="replace"))
         lit = DIM if masked else NEW if place < len(before) and before[place] == tok.mask_token_id else ""
         for number, part in enumerate(piece.split("\n")):
             if number or width + len(part) > columns - 1:

@@ -102,15 +102,7 @@ def _made_of(cfg: Config, *without: str) -> list[Any]:
     switches = {k: v for k, v in cfg.as_dict("data").items() if k not in ("tokenizer", *without)}
     weights = cfg.weights() if cfg.token_owner == "max_weight" else []
     grammar = syntax.grammar_version(cfg.language)
-    return [switches, _tokenizer_stamp(cfg), _data_stamp(cfg), weights, grammar, _FORMAT]
-
-
-def _data_stamp(cfg: Config) -> Any:
-    """What stands for the rows: a file's size and time; TinyCode's own source; nothing for a hub data set."""
-    if cfg.data == "tinycode":
-        return hashlib.sha256(Path(__file__).with_name("tinycode.py").read_bytes()).hexdigest()
-    source = Path(cfg.data)
-    return [source.stat().st_size, source.stat().st_mtime_ns] if source.is_file() else []
+    return [switches, _tokenizer_stamp(cfg), corpus.data_stamp(cfg), weights, grammar, _FORMAT]
 
 
 def _tokenizer_stamp(cfg: Config) -> str:

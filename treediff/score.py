@@ -84,7 +84,9 @@ def load_benchmark(name: str, data: Path | None = None) -> tuple[dict[str, dict]
 def _download(name: str) -> Path:
     """EvalPlus's own copy of its data, downloaded if need be."""
     if name == "tinycode":
-        raise UserError("data: tinycode has no download; give the file that `treediff prepare` wrote.")
+        raise UserError(
+            "data: tinycode has no download; give the file tinycode-*.jsonl that sampling left in runs/<preset>/."
+        )
     from evalplus.data import humaneval, mbpp
 
     ready = {"humaneval": humaneval._ready_human_eval_plus_path, "mbpp": mbpp._ready_mbpp_plus_path}[name]

@@ -8,11 +8,13 @@ given to the device. A loss or gradient that says that training has failed stops
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
 import os
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,8 +44,11 @@ def read_log(run_dir: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
 
 def keep_before(path: Path, step: int) -> None:
     """Drop the lines of `path` from `step` on, and a line cut short: a resumed run writes them again."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [x for x in lines if x.endswith("}") and json.loads(x)["step"] < step]
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            if json.loads(line)["step"] < step:
+                kept.append(line)
     with whole(path) as spot:
         spot.write_text("".join(f"{x}\n" for x in kept))
 
@@ -179,8 +184,14 @@ def tracker(cfg: Config, first: int) -> Callable[[dict[str, Any]], None]:
         import wandb
 
         name = f"{cfg.preset}-{cfg.run_dir.name}"
+        own = hashlib.sha256(str(cfg.run_dir.resolve()).encode()).hexdigest()[:8]  # another folder is another run
         run = wandb.init(
-            project="treediff", name=name, id=name, resume="allow", dir=str(cfg.run_dir), config=cfg.as_dict()
+            project="treediff",
+            name=name,
+            id=f"{name}-{own}",
+            resume="allow",
+            dir=str(cfg.run_dir),
+            config=cfg.as_dict(),
         )
         return lambda record: run.log(scalars(record), step=record["step"])
     return lambda record: None

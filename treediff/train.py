@@ -166,7 +166,9 @@ def train(cfg: Config) -> None:
         if held.micros and (done % cfg.eval_every == 0 or done == total):
             record = held.run(engine, rank, world, device, beat)
             if lines:
-                lines.track(heldout.write(evals, done, record))
+                heldout.write(evals, done, record)
+                lines.drain()  # a tracker takes the steps in their order
+                lines.track({"step": done, **{f"heldout_{k}": v for k, v in record.items()}})
 
     def beat() -> None:
         watch.beat(cfg.run_dir, rank)
@@ -241,7 +243,7 @@ def main() -> None:
     rank = os.environ.get("RANK", "0")
     failure = run_dir / f"failure-rank{rank}.txt"
     failure.unlink(missing_ok=True)
-    if starter := os.environ.get("TREEDIFF_LONGER"):
+    if starter := os.environ.get("TREEDIFF_STARTER"):
         watch.follow(starter)
     lock = None
     try:
