@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -317,7 +318,9 @@ def load_adapter(model: LlamaForCausalLM, folder: Path) -> LlamaForCausalLM:
 
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder}: there is no PEFT adapter here.")
-    return PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
+    with warnings.catch_warnings():  # PEFT asks transformers by a name that is on its way out
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        return PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
 
 
 def encode(model: nn.Module, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:

@@ -363,9 +363,9 @@ def trajectory(text: str, boxes: Sequence[tuple[int, int, str]], committed_at: n
     light = ListedColormap([[0.45 + 0.55 * v for v in colormaps["viridis"](i / 255)[:3]] for i in range(256)])
     steps = Normalize(0, max(1, int(np.max(committed_at, initial=1))))
     by_step = [(a, b, light(steps(max(0, at)))) for (a, b, _), at in zip(boxes, committed_at, strict=True)]
-    for ax, runs, about in zip(axes, (by_step, boxes), ("by step of commitment", "by tier"), strict=True):
+    for ax, runs, about in zip(axes, (by_step, boxes), (f"{title}: by step", "by tier"), strict=True):
         _code(ax, text, runs)
-        ax.set_title(f"{title}: {about}", fontsize=9, loc="left")
+        ax.set_title(about, fontsize=9, loc="left")
     wide = figure.get_figwidth()
     bar = figure.colorbar(ScalarMappable(steps, light), cax=figure.add_axes((1 - 0.75 / wide, 0.2, 0.12 / wide, 0.65)))
     bar.set_label("denoising step", fontsize=8)
