@@ -59,15 +59,9 @@ def config(scale: str, variant: str) -> Config:
 
 def backbone(scale: str, device: torch.device) -> nn.Module:
     """Random weights of the scale's shape, made on the device in bf16."""
-    rest = {"max_sequence_length": 4096, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "eos_token_id": EOS}
-    shape = SHAPES[scale]
-    empty = model._empty({**rest, **shape, "vocab_size": shape["embedding_size"]}, torch.bfloat16)
-    net = model._finish(empty.to_empty(device=device), str(device))
     torch.manual_seed(0)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.fill_(1.0) if p.dim() == 1 else p.normal_(0, 0.02)
-    return net
+    shape = {**SHAPES[scale], "vocab_size": SHAPES[scale]["embedding_size"], "eos_token_id": EOS}
+    return model.random_backbone(shape, torch.bfloat16, str(device))
 
 
 class Obvious(loss.Denoiser):
