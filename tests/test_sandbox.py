@@ -901,3 +901,18 @@ def test_the_callers_threads_can_run_sandboxes_side_by_side():
     for thread in threads:
         thread.join()
     assert results == [[("pass", "")] * 5] * 3
+
+
+def test_a_bubblewrap_that_is_refused_changes_nothing(tmp_path, monkeypatch):
+    """As in a container: it is installed, and the kernel will not have it."""
+    refused = tmp_path / "bwrap"
+    refused.write_text("#!/bin/sh\necho 'bwrap: no permissions to create a namespace' >&2\nexit 1\n")
+    refused.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with Sandbox(["namespaces"]) as box:
+        assert box.layers["files"].endswith("bubblewrap: bwrap: no permissions to create a namespace")
+        assert box.layers["seccomp"] == "on"
+        assert [verdict(box, RIGHT) for _ in range(3)] == [("pass", "")] * 3
+        assert verdict(box, "def f(x): return 0")[0] == "fail"
+        scratch = Path(box._scratch)
+    assert not scratch.exists()

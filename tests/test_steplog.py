@@ -74,8 +74,12 @@ def test_wandb_goes_on_with_the_same_run(runs, monkeypatch):
     monkeypatch.setattr(steplog, "find_spec", lambda _: True)
     steplog.tracker(resolve("tiny", tracker="wandb"), 5)(RECORD)
     assert said[0]["resume"] == "allow"
-    assert said[0]["id"] == "tiny-ast-seed0"
     assert said[1] == (steplog.scalars(RECORD), 7)
+    steplog.tracker(resolve("tiny", tracker="wandb"), 9)
+    monkeypatch.setenv("TREEDIFF_RUNS", "elsewhere")
+    steplog.tracker(resolve("tiny", tracker="wandb"), 9)
+    first, again, elsewhere = (k["id"] for k in said if isinstance(k, dict))
+    assert first == again != elsewhere
 
 
 def test_a_line_is_written_when_the_next_step_has_come(runs):

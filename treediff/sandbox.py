@@ -44,7 +44,6 @@ class Sandbox:
         self.status: dict[str, Any] = {}
         self._without = [n for name in without for n in (NAMESPACES if name == "namespaces" else (name,))]
         self._scratch = tempfile.mkdtemp(prefix="treediff-", dir=scratch)
-        os.chmod(self._scratch, 0o711)
         self._start([])
         bwrap = shutil.which("bwrap")
         if bwrap and absent(self.layers, "files") and not {"files", "bubblewrap"} & set(without):
@@ -60,6 +59,8 @@ class Sandbox:
                 self.layers = {k: f"{v}; bubblewrap: {e}" if absent(alone, k) else v for k, v in alone.items()}
 
     def _start(self, wrap: list[str]) -> None:
+        os.makedirs(self._scratch, exist_ok=True)  # a warden that ends takes it along
+        os.chmod(self._scratch, 0o711)
         ours, theirs = socket.socketpair()
         environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
