@@ -14,8 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treediff import contamination, corpus, prepare, score, tinycode, tokens
-from treediff.config import UserError, resolve
+from treediff.config import resolve
+from treediff.data import benchmarks, contamination, examples, prepare, sources, tinycode
+from treediff.errors import UserError
+from treediff.files import read_jsonl
+from treediff.masking import tokens
 
 PROMPT = '''def longest_rise(heights: list[int]) -> int:
     """ Given the heights of neighbouring stones, return the length of the longest stretch in which every stone
@@ -231,7 +234,7 @@ def test_prepare_leaves_contaminated_rows_out_before_it_chooses(setting):
     assert stats["rows"] == {"read": 12, "dropped": {"contaminated": 2}, "usable": 10, "not_chosen": 1, "kept": 9}
     assert stats["contamination"]["flagged"] == 0
     clean = [n for n in range(12) if n not in (3, 8)]
-    raw = list(corpus.rows(cfg))
+    raw = list(sources.rows(cfg))
     assert list(prepare.prepared(cfg)["id"][:]) == [raw[n]["id"] for n in prepare.choice(np.array(clean), 9, 0)]
     assert prepare.data_fingerprint(cfg) != prepare.data_fingerprint(setting)
 
@@ -285,7 +288,7 @@ def real(request):
     if not folder.is_dir():
         pytest.skip("the benchmarks' files are not beside this checkout")
     files = {"humaneval": "HumanEvalPlus-v0.1.10.jsonl.gz", "mbpp": "MbppPlus-v0.2.0.jsonl.gz"}
-    problems = {k: v for name, f in files.items() for k, v in score.load_benchmark(name, folder / f)[0].items()}
+    problems = {k: v for name, f in files.items() for k, v in benchmarks.load_benchmark(name, folder / f)[0].items()}
     return problems, contamination.Index(problems)
 
 
@@ -307,14 +310,12 @@ def test_copies_of_real_problems_are_found(real):
 
 def test_real_rows_that_are_no_copies_are_not_flagged(real, shared):
     """119 long traces on three problems that are in neither benchmark, and 2,000 TinyCode rows: no false alarm."""
-    rows = list(corpus.read_jsonl(shared / "data" / "think_code" / "can_ai_code_full.jsonl")) + tinycode.training(
-        2000, 0
-    )
+    rows = list(read_jsonl(shared / "data" / "think_code" / "can_ai_code_full.jsonl")) + tinycode.training(2000, 0)
     flagged = 0
     for raw in rows:
         try:
-            ex = corpus.example(raw)
-        except corpus.Dropped:
+            ex = examples.example(raw)
+        except examples.Dropped:
             continue
         flagged += bool(real[1].compare(ex.prompt, ex.code).by)
     assert flagged == 0

@@ -32,9 +32,11 @@ def test_named_tests_exist(name):
 def test_named_functions_and_files_exist(name):
     module, _, attribute = name.partition(".")
     if attribute in ("py", "md"):
-        assert list(ROOT.glob(f"treediff/{name}")) + list(ROOT.glob(f"docs/{name}"))
+        assert list(ROOT.glob(f"treediff/**/{name}")) + list(ROOT.glob(f"docs/{name}"))
     else:
-        assert hasattr(importlib.import_module(f"treediff.{module}"), attribute)
+        files = ROOT.glob(f"treediff/**/{module}.py")
+        names = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files]
+        assert any(hasattr(importlib.import_module(n), attribute) for n in names)
 
 
 @pytest.mark.parametrize("name", kind(r"\w+ = \w+") + kind(r"[a-z]+_[a-z_]+"))

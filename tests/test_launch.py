@@ -16,8 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from treediff import answers, checkpoints, cli, launch, model, steplog, tokens, train, watch
-from treediff.config import UserError, resolve, write_json
+from treediff import cli
+from treediff.config import resolve
+from treediff.errors import UserError
+from treediff.files import write_json
+from treediff.masking import tokens
+from treediff.model import checkpoint
+from treediff.sampling import diffusion
+from treediff.training import checkpoints, heartbeat, launch, steplog, train
 
 SHORT: dict = {
     "rows": 40,
@@ -61,7 +67,7 @@ def test_only_the_adapter_was_trained(done):
     weights = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
     assert len(weights) == 2 * 7 * done.n_layers
     assert any(w.abs().max() > 0 for name, w in weights.items() if "lora_B" in name)  # B starts at 0
-    base, tuned = answers.load_run(done.with_masking("base")), answers.load_run(done)
+    base, tuned = diffusion.load_run(done.with_masking("base")), diffusion.load_run(done)
     same = [torch.equal(a, b) for a, b in zip(base.parameters(), tuned.parameters(), strict=True)]
     assert sum(not s for s in same) == 7 * done.n_layers
 
@@ -84,7 +90,7 @@ def ranks(run_dir):
 def gone(pids):
     """Whether the processes end within a moment."""
     for _ in range(50):
-        if all(watch.state(pid) in "ZX" for pid in pids):
+        if all(heartbeat.state(pid) in "ZX" for pid in pids):
             return True
         time.sleep(0.1)
     return False
@@ -308,9 +314,9 @@ def test_the_exported_model_is_the_merged_one(done, tmp_path, capsys):
     for name, value in SHORT.items():
         argv += [f"--{name}", json.dumps(value)]
     cli.main(argv)
-    net, merged = model.load_backbone(str(tmp_path / "out")), answers.load_run(done)
+    net, merged = checkpoint.load_backbone(str(tmp_path / "out")), diffusion.load_run(done)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), merged.parameters(), strict=True))
-    model.check_tokenizer(net, tokens.load_tokenizer(str(tmp_path / "out")))
+    checkpoint.check_tokenizer(net, tokens.load_tokenizer(str(tmp_path / "out")))
     with pytest.raises(SystemExit):
         cli.main(argv)
     assert "exists already" in capsys.readouterr().err
@@ -328,7 +334,7 @@ def test_the_command_is_deepspeed_s(done, monkeypatch):
     assert launch.command(done, done.run_dir)[3:5] == ["--include", "localhost:3,5"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     assert launch.command(done, done.run_dir)[3:5] == ["--num_gpus", "2"]
-    assert command[-3:] == ["--module", "treediff.train", str(done.run_dir)]
+    assert command[-3:] == ["--module", "treediff.training.train", str(done.run_dir)]
     assert train.deepspeed_config(done, 100)["zero_optimization"]["stage"] == 2
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from treediff import paper
+from treediff.report import paper
 
 TABLE = paper.PAPER
 

@@ -16,8 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treediff import corpus, prepare, syntax, tokens
-from treediff.config import UserError, resolve
+from treediff.config import resolve
+from treediff.data import examples, prepare, sources
+from treediff.errors import UserError
+from treediff.files import read_jsonl
+from treediff.masking import tiers, tokens
 
 GOOD = "<think>\nAdd them.\n</think>\n\nHere it is:\n```python\ndef f(a, b):\n    return a + b\n```\nDone."
 
@@ -175,7 +178,7 @@ def contents(folder):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(prepare, "CHUNK", 4000)
+    monkeypatch.setattr(prepare, "PART_BYTES", 4000)
     monkeypatch.setattr(prepare, "SHARD", 30_000)
 
 
@@ -200,10 +203,10 @@ def test_the_chosen_rows_stand_as_encoded_and_the_statistics_count_them(tok, run
     cfg = switches_of(data, tok, rows=100, max_length=180, workers=1)
     made, stats = prepare.prepared(cfg), prepare.stats(cfg)
     want = {}
-    for number, raw in enumerate(corpus.read_jsonl(data)):
+    for number, raw in enumerate(read_jsonl(data)):
         try:
-            want[number] = corpus.encode(cfg, tok, corpus.example(raw))
-        except corpus.Dropped:
+            want[number] = examples.encode(cfg, tok, examples.example(raw))
+        except examples.Dropped:
             continue
     chosen = prepare.choice(np.array(list(want)), 100, 0)
     assert list(made["id"][:]) == [want[n]["id"] for n in chosen]
@@ -231,7 +234,7 @@ def test_another_choice_of_rows_encodes_nothing_again(tok, runs, tmp_path, small
     prepare.prepared(other, tmp_path / "want")  # by itself
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "encode_part", None)
-        patch.setattr(corpus, "raw_rows", None)
+        patch.setattr(sources, "raw_rows", None)
         second = set(prepare.prepared(other)["id"][:])
     assert contents(prepare.data_folder(other)) == contents(tmp_path / "want")
     assert (len(first), len(second)) == (100, 90)
@@ -408,7 +411,7 @@ def test_the_fingerprint_covers_all_that_the_data_set_depends_on_and_nothing_els
     marks = [mark(**{k: v}) for k, v in others.items()]
     marks.append(mark(token_owner="max_weight", default_weight=0.5))
     with monkeypatch.context() as patch:
-        patch.setattr(syntax, "grammar_version", lambda language: "0.0.1")
+        patch.setattr(tiers, "grammar_version", lambda language: "0.0.1")
         marks.append(mark())
     changed = tokens.load_tokenizer(str(tmp_path / "tok"))
     changed.chat_template = changed.chat_template.replace("assistant", "helper")
