@@ -143,6 +143,7 @@ class Features(NamedTuple):
 
 
 def features(text: str, code: str) -> Features:
+    """The n-grams and sketches of a row: its problem text and its program."""
     spoken, program = words(text), program_tokens(code)
     items, own = [t for t, _ in program], [mine for _, mine in program]
     small = (ngrams(items, own, SHINGLE["code"]), ngrams(spoken, None, SHINGLE["text"]))
@@ -179,6 +180,7 @@ class Near(NamedTuple):
 
     @property
     def score(self) -> float:
+        """The largest of the three measures, 0 to 1."""
         return max(self.code, self.text, self.minhash)
 
 
