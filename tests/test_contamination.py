@@ -287,7 +287,7 @@ def real(request):
 
     folder = SHARED / "data" / "benchmarks"
     if not folder.is_dir():
-        pytest.skip("the benchmarks' files are not beside this checkout")
+        pytest.skip("needs public benchmark data: make oracles FROM=FOLDER")
     files = {"humaneval": "HumanEvalPlus-v0.1.10.jsonl.gz", "mbpp": "MbppPlus-v0.2.0.jsonl.gz"}
     problems = {k: v for name, f in files.items() for k, v in benchmarks.load_benchmark(name, folder / f)[0].items()}
     return problems, contamination.Index(problems)
