@@ -1,34 +1,40 @@
 """The report from ledgers: counts, what is missing, what may not be compared, and the paper's own numbers."""
 
+import csv
+import io
 import json
 import re
 import shutil
 from fractions import Fraction
+from xml.etree import ElementTree
 
-import matplotlib.figure
+import numpy as np
 import pytest
 from test_page import synthetic
+from test_stats import simulated
 
+from treediff import pipeline
 from treediff.config import resolve
 from treediff.data import prepare, tinycode
 from treediff.errors import UserError
 from treediff.files import read_json, write_json
-from treediff.report import comparisons, paper, report, tables
-from treediff.report.page import _data
-from treediff.sampling.run import samples_path
+from treediff.masking import tokens
+from treediff.report import comparisons, paper, report
+from treediff.report.tables import Cell, Table
+from treediff.sampling.run import samples_path, settings
 from treediff.scoring import stats
 from treediff.scoring.run import ledger_path
 from treediff.strategies import MASKINGS
 
 
-def ledger(cfg, passed, n=20, **settings):
+def ledger(cfg, passed, n=20, **about):
     """A run's ledger and samples: the first `passed` tasks pass."""
     for length in cfg.lengths:
         tasks = {
             f"TinyCode/{i}": {"base": "pass", "plus": "pass" if i < passed else "fail", "reason": "", "seconds": 0.1}
             for i in range(n)
         }
-        out = {"benchmark": "tinycode", "settings": {"data_sha256": "d", **settings}, "sandbox": {}, "tasks": tasks}
+        out = {"benchmark": "tinycode", "settings": {"data_sha256": "d", **about}, "sandbox": {}, "tasks": tasks}
         write_json(ledger_path(cfg, "tinycode", length), out)
         path = samples_path(cfg, "tinycode", length)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +48,7 @@ def test_missing_runs_show_as_missing_and_counts_are_counted(runs):
     assert "passed" not in records[0]
     got = [(r["T"], r["benchmark"], r["passed"], r["tasks"]) for r in records if r["strategy"] == "ast"]
     assert got == [(t, name, k, 20) for t in cfg.lengths for name, k in (("Tiny", 20), ("Tiny+", 12))]
-    text = tables.markdown(records)
+    text = report.rates_table(records).markdown()
     assert text.count("not run") == 4
     assert "60.0 [38.7, 78.1] (12/20)" in text
 
@@ -63,15 +69,35 @@ def test_runs_of_different_settings_are_not_compared(runs):
         report.pass_rates(cfg, ("random", "ast"))
 
 
-def test_an_order_is_claimed_only_where_the_test_allows_it(runs):
+def test_one_run_each_compares_two_models_and_claims_nothing(runs):
+    """However great the difference: no p-value in the sentences, the runs named, the intervals there."""
     cfg = resolve("tiny", lengths=[64])
     ledger(cfg.with_masking("random"), 10)
-    ledger(cfg, 12)
-    assert "no difference can be told" in comparisons.verdicts(comparisons.comparisons(cfg))
     ledger(cfg, 20)
+    ledger(cfg.with_masking("none"), 0)
     [record] = [r for r in comparisons.comparisons(cfg) if (r["from"], r["to"]) == ("random", "ast")]
     assert (record["only_from"], record["only_to"], record["p"]) == (0, 10, pytest.approx(2 / 1024))
-    assert "a difference at p" in comparisons.verdicts([record])
+    found = comparisons.findings(cfg)
+    assert not any(map(comparisons.decides, found))
+    said = [*comparisons.sentences(found), comparisons.answer(found)]
+    for sentence in said:
+        assert re.search(r"one training run each \(\w+-seed0 and ast-seed0|none-seed0 and random-seed0", sentence, re.I)
+        assert "this compares two models, not two methods" in sentence
+        assert not re.search(r"\bp [=<]|significant|a difference\b", sentence)
+        assert re.search(r"\[[+-]\d+\.\d, [+-]\d+\.\d\]|interval [+-]\d+\.\d to [+-]\d+\.\d", sentence)
+    assert "none-seed0 and ast-seed0" in " ".join(said)  # fine-tuned against backbone likewise
+    assert "compares these two models" in comparisons.comparisons_table(comparisons.comparisons(cfg)).caption
+
+
+def test_equal_strategies_are_seldom_said_to_differ():
+    """1,000 studies of 5 runs each, equal means, runs that deviate by 4 points: at most 6 % claim a difference."""
+    rng, claimed = np.random.default_rng(5), 0
+    for _ in range(1000):
+        a, b = (dict(enumerate(of)) for of in simulated(rng, 120, 0.04))
+        record = comparisons.pooled_record("random", "ast", ("humaneval", 256), a, b, own_backbones=False)
+        [record] = comparisons._with_holm([record])
+        claimed += ": a difference (p" in comparisons.sentence(record)
+    assert 0 < claimed <= 60
 
 
 def test_the_paper_s_figures_are_whole_tasks():
@@ -83,22 +109,34 @@ def test_the_paper_s_figures_are_whole_tasks():
     assert not stats.recover(44.9, 378)  # the misprint that the report names
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """No drawing of the first figure, which is of no run."""
-    monkeypatch.setattr(report, "masking_figure", lambda cfg, code: matplotlib.figure.Figure())
-
-
-def test_the_report_without_any_run_says_so(runs, quick):
-    page = report.write(resolve("tiny"))
+def test_the_report_without_any_run_says_so_and_asks_for_no_tokenizer(runs, monkeypatch):
+    monkeypatch.setattr(tokens, "load_tokenizer", lambda *_: pytest.fail("a tokenizer was asked for"))
+    page = pipeline.reported(resolve("paper"))
     text = page.read_text()
     assert text.count("<td>not run</td>") > 10
     assert "No two runs can be compared yet" in text
+    assert "Nothing can be said yet" in text
+    assert "no run was scored yet, so no tokenizer was asked for" in text
+    assert not list(page.parent.glob("*.png"))
     assert "http" not in text.replace("http-equiv", "")
     assert (page.parent / "table1.csv").read_text().startswith("strategy,T,benchmark,passed,tasks")
 
 
+def test_the_report_goes_on_without_the_tokenizer_that_its_runs_had(runs):
+    cfg = resolve("tiny", lengths=[64])
+    synthetic(cfg, 12, 20)
+    page = report.write(cfg.but(tokenizer=str(runs / "gone")))
+    assert "The pictures of single tokens are left out: tokenizer: " in page.read_text()
+    assert sorted(p.stem for p in page.parent.glob("*.png")) == ["differences", "figure4"]
+
+
 # --- several seeds, several samples ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A short program in the first figure."""
+    monkeypatch.setattr(report, "EXAMPLE", "x = 1")
 
 
 @pytest.fixture
@@ -128,13 +166,14 @@ def test_seeds_are_pooled_in_the_report(three_seeds):
         means = [sum(sum(run.values()) for run in passed[s]) / 120 for s in (r["from"], r["to"])]
         assert r["difference"] == pytest.approx(100 * (means[1] - means[0]))
         assert r["low"] < r["difference"] < r["high"]
-        found = stats.pooled(passed[r["from"]], passed[r["to"]])
-        assert (r["p"], r["p_seeds"]) == pytest.approx((found["p"], found["p_seeds"]))
+        found = stats.pooled(passed[r["from"]], passed[r["to"]], paired_runs=True)  # each seed has its own backbone
+        assert (r["p"], r["low"], r["paired"]) == (pytest.approx(found["p"]), pytest.approx(100 * found["low"]), True)
     assert [r["p_holm"] for r in records] == pytest.approx(stats.holm([r["p"] for r in records]))
     text = (folder / "report.html").read_text()
     assert "Runs crossed with tasks" in text
-    assert text.count("3 seeds against 3") == len(records)  # what may be said rests on all seeds
-    assert "nothing is pooled" not in text
+    assert text.count("over 3 training runs against 3") >= len(records)
+    assert "one training run each" not in text
+    assert "Over 3 training runs with AST masking and 3 with random masking" in text
     rates = json.loads((folder / "seed_rates.json").read_text())
     [ours] = [r for r in rates if r["strategy"] == "ast"]
     each = [100 * sum(run.values()) / 40 for run in passed["ast"]]
@@ -143,11 +182,13 @@ def test_seeds_are_pooled_in_the_report(three_seeds):
     assert f"ast-seed2: {each[2]:.1f}" in text
 
 
-def test_a_pooled_difference_is_claimed_only_where_the_interval_says_so_too():
-    record = {"benchmark": "HE+", "T": 512, "from": "random", "to": "ast", "seeds": [3, 3], "p": 0.001}
-    record |= {"difference": 4.0, "low": 1.0, "high": 7.0}
-    assert "a difference at p" in comparisons.verdicts([record])
-    assert "no difference can be told" in comparisons.verdicts([record | {"low": -0.5}])
+def test_a_pooled_difference_is_claimed_where_p_allows_it():
+    record = {"benchmark": "HE+", "T": 512, "from": "random", "to": "ast", "seeds": [3, 4], "p": 0.001, "p_holm": 0.004}
+    record |= {"difference": 4.0, "low": 1.0, "high": 7.0, "tasks": 164}
+    assert "over 4 training runs against 3 and 164 tasks: a difference (p = 0.004" in comparisons.sentence(record)
+    assert "so a difference can be claimed" in comparisons.answer([record])
+    assert "no difference can be told" in comparisons.sentence(record | {"p_holm": 0.06})
+    assert "so no difference can be told" in comparisons.answer([record | {"p_holm": 0.06}])
 
 
 def resampled(cfg, **changes):
@@ -259,18 +300,21 @@ def humaneval_records():
 
 
 def test_ours_and_the_paper_s_stand_side_by_side():
-    lines = tables.markdown(humaneval_records()).splitlines()
+    lines = report.rates_table(humaneval_records()).markdown().splitlines()
     assert [line.split(" | ")[0] for line in lines[6:]] == ["| AST (TreeDiff)", "| AST (TreeDiff), the paper"]
-    ours, theirs = ([c.strip() for c in line.strip("|").split("|")] for line in lines[6:])
+    ours, printed = ([c.strip() for c in line.strip("|").split("|")] for line in lines[6:])
     assert ours[2] == "36.6 [29.6, 44.2] (60/164)"
     assert ours[5] == "not run"
-    assert theirs[1:] == ["42.1", "37.2", "52.9", "44.2", "40.2", "36.6", "42.3", "33.3"]
+    assert printed[1:] == ["42.1", "37.2", "52.9", "44.2", "40.2", "36.6", "42.3", "33.3"]
 
 
-def test_latex_is_balanced_and_escaped(monkeypatch):
+HOSTILE = r"AST_100% & $x^2$ #{1} ~ a\b <c> | </td><script>"
+
+
+def test_latex_is_balanced_and_escaped():
     """Groups and environments close, every row has as many cells as columns, no special character stands bare."""
-    monkeypatch.setitem(tables.plots.NAMES, "ast", r"AST_100% & $x^2$ #{1} ~ a\b <c>")
-    text = tables.latex(humaneval_records())
+    table = report.rates_table(humaneval_records())
+    text = Table(table.head, [[HOSTILE, *row[1:]] for row in table.rows]).latex()
     plain = text.replace(r"\\", "").replace(r"\{", "").replace(r"\}", "")
     depth = 0
     for c in plain:
@@ -279,6 +323,7 @@ def test_latex_is_balanced_and_escaped(monkeypatch):
     assert depth == 0
     assert re.findall(r"\\(begin|end)\{(\w+)\}", text) == [("begin", "tabular"), ("end", "tabular")]
     columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1])
+    assert text.count(r"\multicolumn{4}{c}{$T=256$}") == text.count(r"\cmidrule(lr){2-5}\cmidrule(lr){6-9}") == 1
     for row in (line for line in text.splitlines() if line.endswith(r"\\")):
         spanned = sum(int(n) - 1 for n in re.findall(r"\\multicolumn\{(\d+)\}", row))
         assert len(re.findall(r"(?<!\\)&", row)) + 1 + spanned == columns, row
@@ -286,8 +331,24 @@ def test_latex_is_balanced_and_escaped(monkeypatch):
         assert not set(words) & set("$#%_^~<>\\"), row
 
 
-def test_the_report_says_what_the_runs_were_trained_on(runs, tmp_path):
+def test_a_table_is_the_same_in_every_form():
+    """Hostile texts come back as they were from Markdown, CSV and HTML, read by other people's parsers."""
+    table = Table(
+        ["", "n, T = 1"], [[HOSTILE, Cell("1", {"set": '"><b>'})], ['two\nlines, "quoted"', None]], "<caption>"
+    )
+    assert list(csv.reader(io.StringIO(table.csv()))) == [table.head, [HOSTILE, "1"], [table.rows[1][0], ""]]
+    lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table.markdown().splitlines()]
+    assert [len(line) for line in lines] == [2, 2, 2, 2]
+    assert re.sub(r"\\([|<])", r"\1", lines[2][0].strip()) == HOSTILE
+    assert "<c>" not in re.sub(r"\\<", "", lines[2][0])
+    root = ElementTree.fromstring(str(table.html()).replace("class=long", 'class="long"'))
+    cells = list(root.iter("td"))
+    assert ["".join(td.itertext()) for td in cells] == [HOSTILE, "1", table.rows[1][0], ""]
+    assert json.loads(cells[1][0].get("data-show")) == {"set": '"><b>'}
+    assert "".join(root.find("table/caption").itertext()) == "<caption>"
 
+
+def test_the_report_says_what_the_runs_were_trained_on(runs, tmp_path, monkeypatch):
     cfg = resolve("tiny", rows=60, pretrain={"rows": 80})
     data = tmp_path / "<b>.jsonl"
     own = cfg.but(data=str(data))
@@ -305,9 +366,10 @@ def test_the_report_says_what_the_runs_were_trained_on(runs, tmp_path):
     checked |= {"problems_flagged": 1, "too_short": {"code": 0, "text": 0}, "nearest": [hostile]}
     checked |= {"thresholds": {"code": 0.6, "text": 0.6, "minhash": 0.6}}
     found["Random masking, AST (TreeDiff)"]["contamination"] |= checked
-    text = "".join(_data({"data": found}))
+    monkeypatch.setattr(report, "data_sets", lambda cfg: found)
+    text = re.sub(r"\s+", " ", report.write(own).read_text())
     assert "<td>not chosen</td><td>10</td>" in text
-    assert "<b>1 of 60 rows</b> (1.667 %) hold a problem of humaneval (code 1)" in text
+    assert "<b>1 of 60 rows</b> (1.667%) hold a problem of humaneval (code 1)" in text
     assert text.count("tinycode: held out by construction") == 2
     assert "<td>&lt;i&gt;</td>" in text
     assert "&lt;b&gt;.jsonl" in text

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from treediff.config import Config
 from treediff.data import benchmarks, prepare, sources
 from treediff.masking import tokens
-from treediff.report import report
+from treediff.report import comparisons, report
 from treediff.runs import open_run
 from treediff.sampling import run as sampling
 from treediff.scoring import run as scoring
@@ -73,6 +73,7 @@ def scored(cfg: Config, benchmark: str, length: int) -> Path:
 
 
 def reported(cfg: Config) -> Path:
-    """The report's page on all runs of the preset that are there."""
-    sources.train_tokenizer(cfg)
+    """The report's page on all runs of the preset that are there; without any, no tokenizer is made or asked for."""
+    if comparisons.ledgers(cfg):
+        sources.train_tokenizer(cfg)
     return report.write(cfg)

@@ -481,9 +481,21 @@ def robustness(scores: Mapping[str, Mapping[int, tuple[float, float, float]]], y
     return figure
 
 
+def differences(rows: Sequence[tuple[str, float, float, float]], unit: str = "points") -> Figure:
+    """Differences with their intervals beside zero, from the top: (name, difference, low, high) each."""
+    figure, (ax,) = _axes(7.6, 0.3 * len(rows) + 0.8)
+    names, values, low, high = zip(*rows, strict=True)
+    y, (values, low, high) = range(len(rows)), np.array([values, low, high])
+    ax.axvline(0, color="#777777", lw=1)
+    ax.errorbar(values, y, xerr=[values - low, high - values], fmt="o", color="#0072B2", ms=5, capsize=3, lw=1.6)
+    ax.set_yticks(y, names, fontsize=8)
+    ax.invert_yaxis()
+    ax.set_xlabel(f"difference [{unit}]")
+    return figure
+
+
 def save(figure: Figure, path: Path) -> Path:
     """Write `figure` as PNG, whole or not at all."""
-
     with whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
     return path

@@ -1,8 +1,8 @@
 """The ledgers of all runs: which there are, which may be compared, and what comparing them says.
 
     found = ledgers(cfg)                    # {"ast": {("tinycode", 64): ledger, ...}, ...}: one seed, all strategies
-    records = comparisons(cfg)              # every pair of strategies, task by task
-    print(verdicts(records))                # in sentences
+    records = findings(cfg)                 # every pair of strategies, over all runs that there are
+    sentences(records)                      # what they allow to be said
 
 Runs that were trained, sampled or scored under different settings are refused, with the difference named.
 """
@@ -20,7 +20,7 @@ from treediff.config import Config
 from treediff.errors import UserError
 from treediff.files import read_json, read_jsonl
 from treediff.report.paper import HALVES, PAIRS
-from treediff.report.tables import cell
+from treediff.report.tables import Cell, Table, estimate, rate
 from treediff.runs import of_stages
 from treediff.sampling.run import samples_path
 from treediff.scoring import stats
@@ -28,23 +28,21 @@ from treediff.scoring.run import ledger_path
 from treediff.strategies import BEYOND, STRATEGIES
 
 
-def autoregressive_rates(cfg: Config) -> str:
-    """The pass rates of all models that were sampled and scored under this preset, as Markdown; empty without any.
+def autoregressive_table(cfg: Config) -> Table | None:
+    """The pass rates of all autoregressive models that were sampled and scored under this preset; None without any.
 
     Which prompt style, extraction and length each was sampled under stands beside it: rates of others cannot be set
     against it without.
     """
-
-    lines = []
+    rows = []
     for path in sorted(cfg.preset_dir.glob("model-*/scores/*.json")):
         ledger = read_json(path)
-        said = next(iter(read_jsonl(path.parents[1] / "samples" / f"{path.stem}.jsonl")))["settings"]
-        how = ", ".join(str(said[k]) for k in ("prompt_style", "think", "extract"))
+        made = next(iter(read_jsonl(path.parents[1] / "samples" / f"{path.stem}.jsonl")))["settings"]
+        how = ", ".join(str(made[k]) for k in ("prompt_style", "think", "extract"))
         for part, name in zip(("base", "plus"), HALVES[ledger["benchmark"]], strict=True):
-            cells = (said["model"], name, said["T"], how, cell(stats.rated(stats.counts(ledger, part))))
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
-    head = ["| model | benchmark | longest answer | prompt, think, extract | pass@1 [%] |", "|---|---|---|---|---|"]
-    return "\n".join([*head, *lines]) if lines else ""
+            rows.append([made["model"], name, made["T"], how, rate(stats.rated(stats.counts(ledger, part)))])
+    head = ["model", "benchmark", "longest answer", "prompt, think, extract", "pass@1 [%]"]
+    return Table(head, rows, "Ours, through the same prompts") if rows else None
 
 
 ROWS = tuple(STRATEGIES)
@@ -102,8 +100,8 @@ def _read(run: Config, key: Key) -> Ledger | None:
     if not path.exists():
         return None
     ledger, samples = read_json(path), samples_path(run, *key)
-    told = ledger["settings"].get("samples_sha256")
-    if told and samples.exists() and _sha256(samples, samples.stat().st_mtime_ns) != told:
+    sha256 = ledger["settings"].get("samples_sha256")
+    if sha256 and samples.exists() and _sha256(samples, samples.stat().st_mtime_ns) != sha256:
         raise UserError(f"{path}: it is the ledger of other samples than {samples} holds now; score them again.")
     return ledger
 
@@ -118,21 +116,21 @@ def _same_settings(key: Key, runs: Runs) -> None:
     """Refuse runs whose ledgers of `key` cannot be compared."""
     known: dict[str, tuple[str, Any]] = {}
     for who, (run, ledger) in runs.items():
-        mine = {k: v for k, v in ledger["settings"].items() if "samples" not in k}
+        own = {k: v for k, v in ledger["settings"].items() if "samples" not in k}
         lines = read_jsonl(samples_path(run, *key))
-        mine |= {f"sampling {k}": v for k, v in next(iter(lines))["settings"].items()}
-        mine["tasks"] = sorted(ledger["tasks"])
-        mine["samples per task"] = sorted({n for _, n in stats.counts(ledger, "base").values()})
+        own |= {f"sampling {k}": v for k, v in next(iter(lines))["settings"].items()}
+        own["tasks"] = sorted(ledger["tasks"])
+        own["samples per task"] = sorted({n for _, n in stats.counts(ledger, "base").values()})
         if len({r.seed for r, _ in runs.values()}) > 1:
-            mine.pop("sampling seed", None)
+            own.pop("sampling seed", None)
         if (run.run_dir / "config.json").exists():
             trained = of_stages(read_json(run.run_dir / "config.json"), "data", "train")
             names = BACKBONE if run.masking == "none" else trained
-            mine |= {f"training switch {n}": trained[n] for n in names if n in trained}
-        for name, value in mine.items():
-            first, theirs = known.setdefault(name, (who, value))
-            if theirs != value:
-                values = f" ({theirs!r} and {value!r})" if len(f"{theirs!r}{value!r}") < 80 else ""
+            own |= {f"training switch {n}": trained[n] for n in names if n in trained}
+        for name, value in own.items():
+            first, other = known.setdefault(name, (who, value))
+            if other != value:
+                values = f" ({other!r} and {value!r})" if len(f"{other!r}{value!r}") < 80 else ""
                 raise UserError(
                     f"{key[0]} at T = {key[1]}: {first} and {who} differ in {name}{values}, so they cannot be "
                     "compared; make one of them again."
@@ -163,10 +161,10 @@ def sandbox_layers(cfg: Config) -> dict[str, Any]:
 
 # --- comparisons ---------------------------------------------------------------------------------------------------
 def comparisons(cfg: Config) -> list[dict[str, Any]]:
-    """Every pair of strategies of this seed on every benchmark and T, on base and plus tests of the same tasks.
+    """Every pair of runs of this seed on every benchmark and T, on base and plus tests of the same tasks.
 
-    Difference [points] with its paired bootstrap interval, discordant tasks, exact p (McNemar's; stats.SAMPLES where
-    tasks have several samples), and p adjusted for the whole list (Holm).
+    Difference [points] with its paired bootstrap interval, discordant tasks, exact p over tasks (McNemar's;
+    stats.SAMPLES where tasks have several samples), and p adjusted for the whole list (Holm). They speak of these runs.
     """
     found = ledgers(cfg)
     out = []
@@ -175,21 +173,13 @@ def comparisons(cfg: Config) -> list[dict[str, Any]]:
             if key not in found.get(two, {}):
                 continue
             both = stats.compare(*(stats.passed(found[s][key], "plus") for s in (one, two)))
+            counts = {"both": both["both"], "only_from": both["only_a"], "only_to": both["only_b"]}
+            runs = [cfg.with_masking(s) for s in (one, two)]
             out.append(
-                {
-                    "benchmark": HALVES[key[0]][1],
-                    "T": key[1],
-                    "from": one,
-                    "to": two,
-                    **{k: 100 * both[k] for k in ("difference", "low", "high")},
-                    "both": both["both"],
-                    "only_from": both["only_a"],
-                    "only_to": both["only_b"],
-                    "neither": both["neither"],
-                    "tasks": both["n"],
-                    "p": both["p"],
-                    "ledgers": [ledger_name(cfg.with_masking(s), *key) for s in (one, two)],
-                }
+                _points(one, two, key, both)
+                | counts
+                | {"neither": both["neither"], "ledgers": [ledger_name(r, *key) for r in runs]}
+                | {"runs": [r.run_dir.name for r in runs]}
             )
     return _with_holm(out)
 
@@ -197,26 +187,38 @@ def comparisons(cfg: Config) -> list[dict[str, Any]]:
 def pooled(cfg: Config) -> list[dict[str, Any]]:
     """The comparisons of strategies with two runs (seeds) each at least: stats.pooled, p adjusted for all (Holm).
 
-    Runs are compared in pairs where both strategies have the same seeds and each seed its own backbone. `p_tasks` is the
-    exact sign-flip test over tasks: it speaks of these runs' models alone.
+    Runs are compared in pairs where both strategies have the same seeds and each seed its own backbone. `p_tasks` is
+    the exact sign-flip test over tasks: it speaks of these runs' models alone.
     """
     out = []
     for key, runs in all_seeds(cfg).items():
         for one, two in COMPARED:
             sides = [{r.seed: stats.passed(v, "plus") for r, v in runs.values() if r.masking == s} for s in (one, two)]
-            if min(map(len, sides)) < 2:
-                continue
-            paired = cfg.backbone == "pretrain" and sides[0].keys() == sides[1].keys()
-            record = stats.pooled(*(list(of.values()) for of in sides), paired_runs=paired)
-            if record["p"] is None:
-                continue
-            means = [[sum((run[t] for run in of.values()), Fraction(0)) / len(of) for t in run0] for of, run0 in
-                     ((of, next(iter(sides[0].values()))) for of in sides)]
-            head = {"benchmark": HALVES[key[0]][1], "T": key[1], "from": one, "to": two, "tasks": record["n"]}
-            head |= {k: 100 * record[k] for k in ("difference", "low", "high")} | {"p": record["p"]}
-            head |= {"p_tasks": stats.sign_flip(zip(*means, strict=True)), "seeds": record["runs"], "paired": paired}
-            out.append(head | {"runs": [name for name, (r, _) in runs.items() if r.masking in (one, two)]})
+            record = pooled_record(one, two, key, *sides, own_backbones=cfg.backbone == "pretrain")
+            if record:
+                means = [
+                    {t: Fraction(sum(run[t] for run in of.values()), len(of)) for t in of[min(of)]} for of in sides
+                ]
+                record |= {"p_tasks": stats.sign_flip(stats.paired(*means))}
+                out.append(record | {"runs": [name for name, (r, _) in runs.items() if r.masking in (one, two)]})
     return _with_holm(out)
+
+
+def pooled_record(
+    one: str, two: str, key: Key, a: dict[int, stats.Passes], b: dict[int, stats.Passes], own_backbones: bool
+) -> dict[str, Any] | None:
+    """Two strategies' runs by seed compared (stats.pooled) [points]; None where chance between runs is unknown."""
+    if min(len(a), len(b)) < 2:
+        return None
+    paired = own_backbones and a.keys() == b.keys()
+    found = stats.pooled(list(a.values()), list(b.values()), paired_runs=paired)
+    return None if found["p"] is None else _points(one, two, key, found) | {"seeds": found["runs"], "paired": paired}
+
+
+def _points(one: str, two: str, key: Key, found: dict[str, Any]) -> dict[str, Any]:
+    """A comparison's record with its shares in points."""
+    head = {"benchmark": HALVES[key[0]][1], "T": key[1], "from": one, "to": two, "tasks": found["n"], "p": found["p"]}
+    return head | {k: 100 * found[k] for k in ("difference", "low", "high")}
 
 
 def seed_rates(cfg: Config) -> list[dict[str, Any]]:
@@ -227,13 +229,13 @@ def seed_rates(cfg: Config) -> list[dict[str, Any]]:
     out = []
     for key, runs in all_seeds(cfg).items():
         for strategy in ROWS:
-            mine = {name: stats.passed(v, "plus") for name, (r, v) in runs.items() if r.masking == strategy}
-            if not mine:
+            passes = {name: stats.passed(v, "plus") for name, (r, v) in runs.items() if r.masking == strategy}
+            if not passes:
                 continue
-            rates = stats.pooled_rate(list(mine.values()))
+            rates = stats.pooled_rate(list(passes.values()))
             record = {"strategy": strategy, "benchmark": HALVES[key[0]][1], "T": key[1]}
             record |= {k: None if rates[k] is None else 100 * rates[k] for k in ("mean", "low", "high", "sd")}
-            out.append(record | {"runs": dict(zip(mine, (100 * r for r in rates["rates"]), strict=True))})
+            out.append(record | {"runs": dict(zip(passes, (100 * r for r in rates["rates"]), strict=True))})
     return out if any(len(r["runs"]) > 1 for r in out) else []
 
 
@@ -242,22 +244,112 @@ def _with_holm(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [r | {"p_holm": p} for r, p in zip(records, adjusted, strict=True)]
 
 
-def verdicts(records: list[dict[str, Any]], level: float = 0.05) -> str:
-    """What the comparisons (or the pooled ones) allow to be said, in sentences.
+# --- in words ------------------------------------------------------------------------------------------------------
+def findings(cfg: Config) -> list[dict[str, Any]]:
+    """Every comparison once: `pooled` over runs where there are several, else the two runs of this seed."""
+    several = pooled(cfg)
+    done = {_place(r) for r in several}
+    return [*several, *(r for r in comparisons(cfg) if _place(r) not in done)]
 
-    An order only where the exact test's p, adjusted by Holm for all of them, is below `level`; of seeds pooled also
-    only where the interval, which holds the seeds' share of chance, leaves out zero.
-    """
-    if not records:
-        return "No two runs can be compared yet."
-    adjusted = stats.holm([r["p"] for r in records])
-    lines = []
-    for r, p in zip(records, adjusted, strict=True):
-        names = f"{STRATEGIES[r['to']].title} against {STRATEGIES[r['from']].title}, {r['benchmark']} at T = {r['T']}"
-        interval = f" [{r['low']:+.1f}, {r['high']:+.1f}]" if "low" in r else ""
-        tasks = f"{r['only_to']} tasks to {r['only_from']} of {r['tasks']}" if "only_to" in r else ""
-        tasks = tasks or "{1} seeds against {0}".format(*r["seeds"])
-        clear = p < level and ("seeds" not in r or not r["low"] <= 0 <= r["high"])
-        said = f"a difference at p = {p:.2g}" if clear else f"no difference can be told (p = {p:.2g})"
-        lines.append(f"- {names}: {r['difference']:+.1f}{interval} points ({tasks}): {said}.")
-    return "\n".join(lines)
+
+def _place(r: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(r[k] for k in ("from", "to", "benchmark", "T"))
+
+
+ONE_RUN = "one training run each ({}): this compares two models, not two methods"
+
+
+def decides(record: dict[str, Any], level: float = 0.05) -> bool:
+    """Whether a finding allows a difference between two strategies to be claimed: never from one run of each."""
+    return "seeds" in record and record["p_holm"] < level
+
+
+def sentence(r: dict[str, Any]) -> str:
+    """What one finding allows to be said. A p-value stands in it only where several runs of each were pooled."""
+    names = f"{STRATEGIES[r['to']].title} against {STRATEGIES[r['from']].title}, {r['benchmark']} at T = {r['T']}"
+    text = f"{names}: {estimate(r['difference'], r['low'], r['high'], '+')} points"
+    if "seeds" not in r:
+        return f"{text} on {r['tasks']} tasks; {ONE_RUN.format(' and '.join(r['runs']))}."
+    how = "a difference" if decides(r) else "no difference can be told"
+    runs = "{1} training runs against {0}".format(*r["seeds"])
+    return f"{text} over {runs} and {r['tasks']} tasks: {how} (p = {r['p_holm']:.2g}, adjusted)."
+
+
+def sentences(records: list[dict[str, Any]]) -> list[str]:
+    """What `findings` allow to be said, one sentence each."""
+    return [sentence(r) for r in records] or ["No two runs can be compared yet."]
+
+
+def answer(records: list[dict[str, Any]]) -> str:
+    """Whether AST masking beats random masking, as far as `findings` tell, at the largest T of each benchmark."""
+    about = [r for r in records if (r["from"], r["to"]) == ("random", "ast")]
+    about = [r for r in about if r["T"] == max(o["T"] for o in about if o["benchmark"] == r["benchmark"])]
+    parts = []
+    for r in about:
+        more = f"{abs(r['difference']):.1f} points {'more' if r['difference'] >= 0 else 'fewer'}"
+        what = f"of the {r['tasks']} tasks of {r['benchmark']} at T = {r['T']} than random masking"
+        scale = f"(interval {r['low']:+.1f} to {r['high']:+.1f})"
+        if "seeds" not in r:
+            parts.append(
+                f"{ONE_RUN.format(' and '.join(r['runs'])).capitalize()}. The model trained with AST masking solves "
+                f"{more} {what} {scale}. The interval is over tasks; what further runs would give is unknown."
+            )
+            continue
+        verdict = "so a difference can be claimed" if decides(r) else "so no difference can be told"
+        parts.append(
+            f"Over {r['seeds'][1]} training runs with AST masking and {r['seeds'][0]} with random masking, AST masking "
+            f"solves {more} {what} {scale}, {verdict}."
+        )
+    return " ".join(parts) or "Nothing can be said yet: AST masking and random masking have not both been run."
+
+
+# --- as tables -----------------------------------------------------------------------------------------------------
+def shown_by(r: dict[str, Any]) -> dict[str, str]:
+    """The task explorer's filters for a record's benchmark and T, and its strategy if it is of one."""
+    benchmark = next(b for b, names in HALVES.items() if r["benchmark"] in names)
+    filters = {"set": f"{benchmark}, T = {r['T']}"}
+    return filters | ({"strategy": STRATEGIES[r["strategy"]].title} if "strategy" in r else {})
+
+
+def _head(r: dict[str, Any]) -> list[Any]:
+    change = estimate(r["difference"], r["low"], r["high"], "+")
+    return [STRATEGIES[r["from"]].title, STRATEGIES[r["to"]].title, r["benchmark"], r["T"], change]
+
+
+def comparisons_table(records: list[dict[str, Any]]) -> Table:
+    """`comparisons`, a row each; a click on a count of tasks lists them."""
+
+    def only(r: dict[str, Any], ahead: str, behind: str) -> Cell:
+        filters = {"strategy": STRATEGIES[r[ahead]].title, "over": STRATEGIES[r[behind]].title}
+        return Cell(r[f"only_{ahead}"], shown_by(r) | filters)
+
+    head = ["from", "to", "benchmark", "T", "difference [points]", "only from", "only to", "tasks", "p over tasks"]
+    rows = [
+        [*_head(r), only(r, "from", "to"), only(r, "to", "from"), r["tasks"], f"{r['p']:.2g}", f"{r['p_holm']:.2g}"]
+        for r in records
+    ]
+    return Table([*head, "its Holm"], rows, "Ours, one run each; exact test over tasks: compares these two models")
+
+
+def pooled_table(records: list[dict[str, Any]]) -> Table:
+    """`pooled`, a row each."""
+    head = ["from", "to", "benchmark", "T", "difference [points]", "runs", "p", "its Holm", "p over tasks"]
+    rows = [
+        [*_head(r), " and ".join(map(str, r["seeds"])), *(f"{r[k]:.2g}" for k in ("p", "p_holm", "p_tasks"))]
+        for r in records
+    ]
+    caption = "Ours, all runs: p over runs and tasks; p over tasks is an exact test that compares these models alone"
+    return Table(head, rows, caption)
+
+
+def seed_rates_table(records: list[dict[str, Any]]) -> Table:
+    """`seed_rates`, a row each."""
+    rows = [
+        [
+            *(STRATEGIES[r["strategy"]].title, r["benchmark"], r["T"], estimate(r["mean"], r["low"], r["high"])),
+            *(None if r["sd"] is None else f"{r['sd']:.1f}", ", ".join(f"{k}: {v:.1f}" for k, v in r["runs"].items())),
+        ]
+        for r in records
+    ]
+    head = ["strategy", "benchmark", "T", "mean [%]", "sd between runs", "each run"]
+    return Table(head, rows, "Pass rates over runs, with intervals over runs and tasks")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from treediff.report.tables import Table
 from treediff.scoring import stats
 from treediff.strategies import STRATEGIES
 
@@ -44,19 +45,16 @@ def printed(number: int, strategy: str, benchmark: str, length: int) -> tuple[fl
     return own or PAPER[strategy][benchmark][length]
 
 
-def paper_markdown(strategies: tuple[str, ...], autoregressive: bool = False) -> str:
+def paper_table(strategies: tuple[str, ...], autoregressive: bool = False) -> Table:
     """The paper's own table of these strategies, as printed [% of tasks] (Table 2 if the span masking is in it)."""
     number = 2 if "ast_span" in strategies else 1
     columns = [(t, b, i) for t in (256, 512) for b in ("humaneval", "mbpp") for i in (0, 1)]
-    lines = ["| | " + " | ".join(f"{HALVES[b][i]}, T = {t}" for t, b, i in columns) + " |"]
-    lines.append("|---" * (len(columns) + 1) + "|")
-    if autoregressive:
-        for name, values in PAPER_AUTOREGRESSIVE.items():
-            lines.append(f"| {name} (quoted) | " + " | ".join(f"{v:.1f}" for v in values * 2) + " |")
+    quoted = PAPER_AUTOREGRESSIVE if autoregressive else {}
+    rows = [[f"{name} (quoted)", *(f"{v:.1f}" for v in values * 2)] for name, values in quoted.items()]
     for s in strategies:
-        cells = [f"{printed(number, s, b, t)[i]:.1f}" for t, b, i in columns]
-        lines.append(f"| {STRATEGIES[s].title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([STRATEGIES[s].title, *(f"{printed(number, s, b, t)[i]:.1f}" for t, b, i in columns)])
+    head = ["", *(f"{HALVES[b][i]}, T = {t}" for t, b, i in columns)]
+    return Table(head, rows, f"Table {number}, as the paper prints it")
 
 
 def checked() -> list[dict[str, Any]]:
@@ -116,7 +114,42 @@ def claims() -> list[dict[str, Any]]:
     return out
 
 
-def claims_said(records: list[dict[str, Any]], level: float = 0.05) -> str:
+def claims_table(records: list[dict[str, Any]]) -> Table:
+    """What `claims` found, a row per comparison."""
+    head = ["from", "to", "benchmark", "T", "difference [points]", "tasks passed", "least p", "greatest p"]
+    rows = [
+        [
+            *(STRATEGIES[r[k]].title for k in ("from", "to")),
+            *(r["benchmark"], r["T"], f"{r['difference']:+.1f}"),
+            " to ".join("/".join(map(str, k)) or "misprint" for k in r["counts"]) + f" of {r['tasks']}",
+            *("misprint" if r.get(k) is None else f"{r[k]:.2g}" for k in ("p_min", "p_max", "holm_min")),
+        ]
+        for r in records
+    ]
+    caption = "The paper’s comparisons: exact McNemar p over all overlaps that its counts allow"
+    return Table([*head, "least p, Holm"], rows, caption)
+
+
+def checked_table(records: list[dict[str, Any]]) -> Table:
+    """What `checked` found, a row per printed percentage."""
+    rows = [
+        [
+            *(r["table"], STRATEGIES[r["strategy"]].title, r["benchmark"], r["T"], f"{r['printed']:.1f}"),
+            f"{'/'.join(map(str, r['counts']))} of {r['tasks']}" if r["counts"] else "none: a misprint",
+        ]
+        for r in records
+    ]
+    return Table(["table", "strategy", "benchmark", "T", "printed [%]", "tasks"], rows, "The paper’s percentages")
+
+
+def power_table(power: list[dict[str, Any]]) -> Table:
+    """stats.power_table, a row per true difference."""
+    head = ["difference [points]", *(f"tasks, {100 * x:g} % differ" for x in power[0]["tasks"])]
+    head += [f"runs, sd {x:g}" for x in power[0]["seeds"]]
+    return Table(head, [[r["points"], *r["tasks"].values(), *r["seeds"].values()] for r in power], "Power 0.8")
+
+
+def claims_summary(records: list[dict[str, Any]], level: float = 0.05) -> str:
     """What the paper's own counts allow, in one paragraph."""
     bearable = [r for r in records if not r["misprint"]]
     raw, family = ([r for r in bearable if r[k] < level] for k in ("p_min", "holm_min"))

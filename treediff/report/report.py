@@ -12,30 +12,18 @@ import json
 import logging
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from treediff.config import SWITCHES, Config, resolve
 from treediff.data import benchmarks, sources
 from treediff.errors import UserError
 from treediff.figures import plots, views
 from treediff.files import read_json, read_jsonl, whole, write_json
-from treediff.masking import tokens
-from treediff.report import page, trajectory
-from treediff.report.comparisons import (
-    ROWS,
-    autoregressive_rates,
-    comparisons,
-    ledger_name,
-    ledgers,
-    pooled,
-    sandbox_layers,
-    seed_rates,
-    seeds,
-    shown,
-    verdicts,
-)
-from treediff.report.paper import HALVES, IN_TABLE, PAPER, checked, claims, misprints, paper_markdown
-from treediff.report.tables import as_csv, cell, latex, markdown, pass_at_markdown
+from treediff.masking import tiers, tokens
+from treediff.report import comparisons, page, paper, trajectory
+from treediff.report.comparisons import ROWS, ledger_name, ledgers, seeds, shown, shown_by
+from treediff.report.paper import HALVES, IN_TABLE, PAPER
+from treediff.report.tables import Cell, Table, estimate, rate
 from treediff.runs import provenance
 from treediff.sampling.run import read_samples, samples_path
 from treediff.scoring import stats
@@ -43,6 +31,7 @@ from treediff.strategies import MASKINGS, STRATEGIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from transformers import PreTrainedTokenizerFast
 
 
 log = logging.getLogger(__name__)
@@ -70,7 +59,7 @@ def pass_rates(cfg: Config, strategies: tuple[str, ...]) -> list[dict[str, Any]]
 
 
 def pass_at_k(cfg: Config, strategies: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The unbiased pass@k of `table`'s cells, for k = 1, 2, 5, 10, 100 as far as every task has as many samples.
+    """The unbiased pass@k of `pass_rates`, for k = 1, 2, 5, 10, 100 as far as every task has as many samples.
 
     Empty where each task has one sample. stats.SAMPLES is the model of the intervals.
     """
@@ -85,22 +74,74 @@ def pass_at_k(cfg: Config, strategies: tuple[str, ...]) -> list[dict[str, Any]]:
     return out
 
 
-def halves_markdown(cfg: Config, strategies: tuple[str, ...]) -> str:
-    """Pass rates on TinyCode's two halves, base and plus tests, as a Markdown table; empty without TinyCode."""
+RECORD = (
+    "strategy",
+    "T",
+    "benchmark",
+    "passed",
+    "tasks",
+    "samples",
+    "rate",
+    "low",
+    "high",
+    "paper_T",
+    "paper",
+    "ledger",
+)
+"""Columns of `pass_rates` as data."""
+
+
+def rates_table(records: list[dict[str, Any]], caption: str = "") -> Table:
+    """`pass_rates` in the paper's layout: a row per strategy, a column per T and benchmark, ours with its interval.
+
+    Below each row what the paper prints, where it prints something. A click on a rate of ours lists its tasks.
+    """
+    columns = list(dict.fromkeys((r["T"], r["benchmark"]) for r in records))
+    by_place = {(r["strategy"], r["T"], r["benchmark"]): r for r in records}
+    rows = []
+    for strategy in dict.fromkeys(r["strategy"] for r in records):
+        found, title = [by_place[strategy, *c] for c in columns], STRATEGIES[strategy].title
+        rows.append([title, *map(_counted, found)])
+        if any("paper" in r for r in found):
+            rows.append([f"{title}, the paper", *(f"{r['paper']:.1f}" if "paper" in r else None for r in found)])
+    return Table(["", *(f"{name}, T = {t}" for t, name in columns)], rows, caption)
+
+
+def _counted(r: dict[str, Any]) -> str:
+    if "ledger" not in r:
+        return rate(r)
+    verdict = "pass" if r["benchmark"].endswith("+") else "base tests"
+    return Cell(rate(r), shown_by(r) | {"verdict": "" if r["samples"] > 1 else verdict})
+
+
+def pass_at_table(records: list[dict[str, Any]]) -> Table | None:
+    """`pass_at_k`: a row per strategy, benchmark and T, a column per k; None without records."""
+    if not records:
+        return None
+    ks = sorted({r["k"] for r in records})
+    rows: dict[tuple, dict[int, str]] = {}
+    for r in records:
+        head = (STRATEGIES[r["strategy"]].title, r["benchmark"], r["T"], r["tasks"], r["samples"])
+        rows.setdefault(head, {})[r["k"]] = estimate(r["rate"], r["low"], r["high"])
+    head = ["", "tests", "T", "tasks", "samples", *(f"pass@{k}" for k in ks)]
+    cells = [[*row, *(by_k.get(k) for k in ks)] for row, by_k in rows.items()]
+    return Table(head, cells, "Ours, the unbiased pass@k in percent of tasks")
+
+
+def halves_table(cfg: Config, strategies: tuple[str, ...]) -> Table | None:
+    """Pass rates on TinyCode's two halves, base and plus tests; None without TinyCode."""
     if "tinycode" not in cfg.benchmarks:
-        return ""
+        return None
     found, half = ledgers(cfg), {i: p["half"] for i, p in benchmarks.benchmark_problems(cfg, "tinycode").items()}
-    names = list(dict.fromkeys(half.values()))
-    columns = [(t, h) for t in cfg.lengths for h in names]
-    lines = ["| | " + " | ".join(f"{h}, T = {t}" for t, h in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    columns = [(t, h) for t in cfg.lengths for h in dict.fromkeys(half.values())]
+    rows = []
     for strategy in strategies:
-        cells = []
+        rows.append([STRATEGIES[strategy].title])
         for length, name in columns:
             ledger = found.get(strategy, {}).get(("tinycode", length), {"tasks": {}})
             counted = {i: v for i, v in stats.counts(ledger, "plus").items() if half.get(i) == name}
-            cells.append(cell(stats.rated(counted)) if counted else "not run")
-        lines.append(f"| {STRATEGIES[strategy].title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rows[-1].append(rate(stats.rated(counted)) if counted else "not run")
+    return Table(["", *(f"{h}, T = {t}" for t, h in columns)], rows, "Ours, base and plus tests")
 
 
 def reasons(cfg: Config, strategies: tuple[str, ...]) -> dict[str, dict[str, int]]:
@@ -119,12 +160,37 @@ def reasons(cfg: Config, strategies: tuple[str, ...]) -> dict[str, dict[str, int
 
 
 # --- figures -------------------------------------------------------------------------------------------------------
-def masking_figure(cfg: Config, code: str, levels: tuple[float, ...] = (0.3, 0.7)) -> Figure:
+class Picture(NamedTuple):
+    """A figure of the report with its caption, what it shows for those who cannot see it, and its data."""
+
+    figure: Figure
+    caption: str
+    alt: str
+    data: Table
+
+
+def masking_picture(
+    cfg: Config, tok: PreTrainedTokenizerFast, code: str, levels: tuple[float, ...] = (0.3, 0.7)
+) -> Picture:
     """Figure 1 in our data: one program under the maskings, each at the same noise levels."""
-    tok = tokens.load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision)
     view = views.view(cfg, tok, code)
     masks = {m: [views.view_masks(cfg.with_masking(m), view, level)[0] for level in levels] for m in MASKINGS}
-    return plots.maskings(code, view.starts, view.labels, masks, levels)
+    names = [tokens.LABELS[i] for i in view.labels]
+    rows = [
+        [masking, level, i, tok.decode([token]), name, int(mask[i])]
+        for masking, by_level in masks.items()
+        for level, mask in zip(levels, by_level, strict=True)
+        for i, (token, name) in enumerate(zip(view.ids, names, strict=True))
+    ]
+    caption = (
+        "The three maskings on one program at two noise levels P: coloured by tier, masked tokens black. The last "
+        "subtree that AST (span) takes may pass its budget, as Algorithm 2 has it."
+    )
+    shares = (f"{STRATEGIES[m].title} {' and '.join(str(int(x.sum())) for x in by)}" for m, by in masks.items())
+    levels_named = " and ".join(f"P = {level:g}" for level in levels)
+    alt = f"A program of {len(names)} tokens, six times. Masked at {levels_named}: {'; '.join(shares)}."
+    data = Table(["masking", "P", "token", "text", "tier", "masked"], rows)
+    return Picture(plots.maskings(code, view.starts, view.labels, masks, levels), caption, alt, data)
 
 
 def differing_task(cfg: Config, benchmark: str, length: int, one: str = "random", two: str = "ast") -> str:
@@ -144,29 +210,93 @@ def differing_task(cfg: Config, benchmark: str, length: int, one: str = "random"
     raise UserError(f"{benchmark}: no task was scored for both {one} and {two}.")
 
 
-def program_figure(cfg: Config, benchmark: str, length: int, task: str) -> Figure:
-    """Figure 2 in our data: what random masking and AST masking answer to one task."""
-    found = ledgers(cfg)
+def program_pictures(cfg: Config, benchmark: str, length: int) -> dict[str, Picture]:
+    """Figures 2 and 3 in our data: what random and AST masking answer to a task, whole and part of the way."""
+    found, pair, key = ledgers(cfg), ("random", "ast"), (benchmark, length)
+    task = differing_task(cfg, *key)
+    rows = {s: read_samples(samples_path(cfg.with_masking(s), *key)) for s in pair}
+    if not all(task in of for of in rows.values()):
+        return {}
     panels = []
-    for strategy in ("random", "ast"):
-        rows = read_samples(samples_path(cfg.with_masking(strategy), benchmark, length))
-        verdict = stats.samples(found[strategy][benchmark, length]["tasks"][task])[0]
-        why = verdict["plus"] if verdict["base"] == "pass" else verdict["base"]
-        panels.append((f"{STRATEGIES[strategy].title}: {why}", rows[task]["solution"]))
-    return plots.programs(panels)
+    for s in pair:
+        verdict = stats.samples(found[s][key]["tasks"][task])[0]
+        panels.append((STRATEGIES[s].title, page.verdict(verdict), str(verdict["reason"]), rows[s][task]["solution"]))
+    both = stats.compare(*(stats.passed(found[s][key], "plus") for s in pair))
+    why = (
+        f"{task} at T = {length}, chosen because the two differ there: of {both['n']} tasks AST masking alone "
+        f"passes {both['only_b']}, random masking alone {both['only_a']}."
+    )
+    said = "; ".join(f"{title}: {verdict}" for title, verdict, _, _ in panels)
+    whole_answers = Picture(
+        plots.programs([(f"{title}: {verdict}", text) for title, verdict, _, text in panels]),
+        f"Two answers to one task. {why}",
+        f"Two programs side by side. {said}.",
+        Table(["strategy", "verdict", "reason", "program"], panels),
+    )
+    step, steps = trajectory.part_way(cfg, length)
+    answers = {STRATEGIES[s].title: trajectory.load(cfg.with_masking(s), *key, task) for s in pair}
+    data = [
+        [name, shown.text[a:b], tokens.LABELS[label], int(at)]
+        for name, shown in answers.items()
+        for (a, b, _), label, at in zip(shown.boxes, shown.labels, shown.at, strict=True)
+    ]
+    left = (f"{name} {int((shown.at >= step).sum())} of {len(shown.at)}" for name, shown in answers.items())
+    half_way = Picture(
+        trajectory.states(cfg, *key, task, pair),
+        f"The same answers before step {step} of {steps}. {why}",
+        f"Two answers, tokens coloured by tier. Still masked: {'; '.join(left)}.",
+        Table(["strategy", "text", "tier", "step committed"], data),
+    )
+    return {"figure2": whole_answers, "figure3": half_way}
 
 
-def robustness_figure(cfg: Config) -> Figure:
+def robustness_picture(cfg: Config) -> Picture:
     """Figure 4 in our data: the pass rate on the plus tests over T, all benchmarks pooled, with Wilson intervals."""
-    found = ledgers(cfg)
     scores: dict[str, dict[int, tuple[float, float, float]]] = {}
-    for strategy, by_key in found.items():
+    for strategy, by_key in ledgers(cfg).items():
         for length in cfg.lengths:
             parts = [stats.counts(by_key[b, length], "plus") for b in cfg.benchmarks if (b, length) in by_key]
             if parts:
                 r = stats.rated({task: v for counted in parts for task, v in counted.items()})
                 scores.setdefault(strategy, {})[length] = (r["rate"], r["low"], r["high"])
-    return plots.robustness(scores, "pass@1, base and plus tests [%]\nwith 95 % intervals")
+    rows = [[STRATEGIES[s].title, t, *map(_round, v)] for s, by_t in scores.items() for t, v in by_t.items()]
+    caption = (
+        f"Robustness over T: pass@1 on base and plus tests of {' and '.join(cfg.benchmarks)}, with 95 % intervals "
+        "of each rate. Overlapping intervals say nothing of a difference on the same tasks: see Comparisons."
+    )
+    alt = "; ".join(f"{name}, T = {t}: {estimate(*v)} percent" for name, t, *v in rows) + "."
+    figure = plots.robustness(scores, "pass@1, base and plus tests [%]\nwith 95 % intervals")
+    return Picture(figure, caption, alt, Table(["strategy", "T", "rate", "low", "high"], rows))
+
+
+def differences_picture(records: list[dict[str, Any]]) -> Picture:
+    """What comparisons.findings found: the difference of each pair with its interval, beside zero."""
+    rows = [
+        [
+            *(f"{STRATEGIES[r['to']].title} minus {STRATEGIES[r['from']].title}", r["benchmark"], r["T"]),
+            *(_round(r[k]) for k in ("difference", "low", "high")),
+            " and ".join(map(str, r.get("seeds", (1, 1)))),
+        ]
+        for r in records
+    ]
+    intervals = {
+        "tasks alone": [r for r in records if "seeds" not in r],
+        "runs and tasks": [r for r in records if "seeds" in r],
+    }
+    kinds = "; ".join(f"intervals over {k}: {len(v)} of {len(records)}" for k, v in intervals.items() if v)
+    caption = f"Differences between strategies on the same tasks, with 95 % intervals ({kinds})."
+    if intervals["tasks alone"]:
+        caption += (
+            " Over tasks alone, an interval compares two models and holds nothing of what further runs would give."
+        )
+    alt = "; ".join(f"{name}, {b} at T = {t}: {estimate(*v, '+')} points" for name, b, t, *v, _ in rows) + "."
+    data = Table(["difference", "benchmark", "T", "points", "low", "high", "runs"], rows)
+    figure = plots.differences([(f"{name}, {b}, T = {t}", *v) for name, b, t, *v, _ in rows])
+    return Picture(figure, caption, alt, data)
+
+
+def _round(value: float) -> float:
+    return round(value, 4)
 
 
 EXAMPLE = '''def depth(text):
@@ -179,91 +309,119 @@ EXAMPLE = '''def depth(text):
         elif char == ")":
             level -= 1
     return deepest'''
-"""The task of the paper's figures 1 to 3 (HumanEval/6), in a few lines of ours."""
+"""The task of the paper's figures 1 to 3 (HumanEval/6), in a few lines."""
 
 
 # --- the report ----------------------------------------------------------------------------------------------------
 def write(cfg: Config) -> Path:
-    """Write runs/<preset>/report/: tables, comparisons, figures, provenance, report.html. What is missing shows so."""
-    folder = cfg.preset_dir / "report"
-    found = ledgers(cfg)
-    tables = {"table1": pass_rates(cfg, IN_TABLE[1]), "table2": pass_rates(cfg, shown(cfg, MASKINGS))}
-    models = autoregressive_rates(cfg)
-    printed = {"printed": checked(), "misprints": misprints(), "comparisons": claims()}
+    """Write runs/<preset>/report/: tables, comparisons, figures with their data, provenance, report.html; its path.
+
+    What is missing shows as missing. Raises UserError, and writes nothing, if runs cannot be compared.
+    """
+    folder, found = cfg.preset_dir / "report", ledgers(cfg)
+    rates = {"table1": pass_rates(cfg, IN_TABLE[1]), "table2": pass_rates(cfg, shown(cfg, MASKINGS))}
+    models = comparisons.autoregressive_table(cfg)
+    records = comparisons.findings(cfg)
     facts = {
-        "comparisons": comparisons(cfg),
-        "pooled": pooled(cfg),
-        "seed_rates": seed_rates(cfg),
+        "comparisons": comparisons.comparisons(cfg),
+        "pooled": comparisons.pooled(cfg),
+        "seed_rates": comparisons.seed_rates(cfg),
         "pass_at_k": pass_at_k(cfg, ROWS),
-        "paper": printed,
+        "paper": {"printed": paper.checked(), "misprints": paper.misprints(), "comparisons": paper.claims()},
         "power": stats.power_table(),
         "deviations": deviations(cfg),
         "data": data_sets(cfg),
         "provenance": {"report": provenance(switches=cfg.as_dict()), "runs": provenances(cfg)},
     }
+    tok, left_out = _tokenizer(cfg, found)
+    tasks = page.explorer(cfg, found, tok)
+    pictures = _pictures(cfg, found, records, tok)
     # Everything that may be refused has been counted; only now is anything written.
-    for number, (name, records) in enumerate(tables.items(), start=1):
-        theirs = paper_markdown(IN_TABLE[number], number == 1)
-        measured = f"\n\nAutoregressive models, ours:\n\n{models}" if models and number == 1 else ""
-        _write_text(folder / f"{name}.md", f"Ours:\n\n{markdown(records)}\n\nThe paper's:\n\n{theirs}{measured}\n")
-        _write_text(folder / f"{name}.csv", as_csv(records))
-        _write_text(folder / f"{name}.tex", latex(records))
-        write_json(folder / f"{name}.json", records)
+    for number, (name, of) in enumerate(rates.items(), start=1):
+        printed = paper.paper_table(IN_TABLE[number], number == 1).markdown()
+        measured = f"\n\nAutoregressive models, ours:\n\n{models.markdown()}" if models and number == 1 else ""
+        table = rates_table(of)
+        _write_text(folder / f"{name}.md", f"Ours:\n\n{table.markdown()}\n\nThe paper's:\n\n{printed}{measured}\n")
+        _write_text(folder / f"{name}.csv", Table.of(of, RECORD).csv())
+        _write_text(folder / f"{name}.tex", table.latex())
+        write_json(folder / f"{name}.json", of)
     for name, value in facts.items():
         write_json(folder / f"{name}.json", value)
-    figures = _figures(cfg, found)
-    for name, (_, figure) in figures.items():
-        plots.save(figure, folder / f"{name}.png")
-    tasks = page.explorer(cfg, found)
+    for name, picture in pictures.items():
+        plots.save(picture.figure, folder / f"{name}.png")
+        _write_text(folder / f"{name}.csv", picture.data.csv())
     pairs = page.pairs(tasks)
-    # ASCII, because a program of somebody else's may hold half a surrogate pair.
+    # ASCII, because somebody else's program may hold half a surrogate pair.
     _write_text(folder / "pairs.json", json.dumps(pairs, indent=1) + "\n")
     _write_text(folder / "pairs.md", page.pairs_markdown(pairs))
     summary = {
         "title": f"preset {cfg.preset}, seed {cfg.seed}",
-        "tables": {k: (r, paper_markdown(IN_TABLE[i])) for i, (k, r) in enumerate(tables.items(), 1)},
+        "answer": comparisons.answer(records),
+        "lead": lead(cfg, records),
+        "sentences": comparisons.sentences(records),
+        "tables": [
+            (rates_table(of, f"Table {i}, ours"), paper.paper_table(IN_TABLE[i]))
+            for i, of in enumerate(rates.values(), 1)
+        ],
         "models": models,
-        "pass_at": pass_at_markdown(facts["pass_at_k"]),
-        "halves": halves_markdown(cfg, shown(cfg, ("none", *MASKINGS))) if found else "",
-        "said": verdicts(facts["pooled"] or facts["comparisons"]),
-        "seeds": seeds(cfg),
-        "sandbox": sandbox_layers(cfg),
-        "figures": {name: (caption, folder / f"{name}.png") for name, (caption, _) in figures.items()},
-        **facts,
+        "pass_at": pass_at_table(facts["pass_at_k"]),
+        "halves": halves_table(cfg, shown(cfg, ("none", *MASKINGS))) if found else None,
+        "comparisons": comparisons.comparisons_table(facts["comparisons"]),
+        "pooled": facts["pooled"] and comparisons.pooled_table(facts["pooled"]),
+        "seed_rates": comparisons.seed_rates_table(facts["seed_rates"]),
+        "claims": paper.claims_table(facts["paper"]["comparisons"]),
+        "claims_summary": paper.claims_summary(facts["paper"]["comparisons"]),
+        "checked": paper.checked_table(facts["paper"]["printed"]),
+        "misprints": facts["paper"]["misprints"],
+        "power": paper.power_table(facts["power"]),
+        "data": [(name, of, training_tables(of)) for name, of in facts["data"].items()],
+        "deviations": deviations_table(facts["deviations"]),
+        "seeds": "; ".join(f"{STRATEGIES[s].title}: {', '.join(map(str, k))}" for s, k in seeds(cfg).items()),
+        "sandbox": ", ".join(f"{name} ({how})" for name, how in comparisons.sandbox_layers(cfg).items()),
+        "figures": [(name, picture, folder / f"{name}.png") for name, picture in pictures.items()],
+        "left_out": left_out,
+        "details": {"Every switch": cfg.as_dict(), "This report": facts["provenance"]["report"]}
+        | facts["provenance"]["runs"],
     }
-    _write_text(folder / "report.html", page.build(cfg, summary, tasks))
+    _write_text(folder / "report.html", page.build(summary, tasks))
     log.info("report: %s (%d bytes)", folder / "report.html", (folder / "report.html").stat().st_size)
     return folder / "report.html"
 
 
-def _figures(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str, Any]]]) -> dict[str, tuple[str, Figure]]:
-    """The paper's four figures in our data, as far as there are runs, each with its caption."""
-    figures = {
-        "figure1": (
-            "The three maskings on one program at two noise levels P: coloured by tier, masked tokens black. The last "
-            "subtree that AST (span) takes may pass its budget, as Algorithm 2 has it.",
-            masking_figure(cfg, EXAMPLE),
-        )
-    }
-    key = (cfg.benchmarks[0], cfg.lengths[-1])
-    if key in found.get("random", {}) and key in found.get("ast", {}):
-        task = differing_task(cfg, *key)
-        if task in read_samples(samples_path(cfg.with_masking("ast"), *key)):
-            both = stats.compare(*(stats.passed(found[s][key], "plus") for s in ("random", "ast")))
-            why = (
-                f"{task} at T = {key[1]}, chosen because the two differ there: of {both['n']} tasks AST masking alone "
-                f"passes {both['only_b']}, random masking alone {both['only_a']}"
-            )
-            figures["figure2"] = (f"Two answers to one task. {why}.", program_figure(cfg, *key, task))
-            half_way = trajectory.states(cfg, *key, task, ("random", "ast"))
-            figures["figure3"] = (f"The same answers part of the way. {why}.", half_way)
+def _tokenizer(cfg: Config, found: dict[str, Any]) -> tuple[PreTrainedTokenizerFast | None, str]:
+    """The runs' tokenizer; without runs, or where it cannot be had, None and a sentence that says what is left out."""
+    missing = "The pictures of single tokens are left out: "
+    if not found:
+        return None, f"{missing}no run was scored yet, so no tokenizer was asked for."
+    try:
+        return tokens.load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision), ""
+    except UserError as e:
+        log.warning("%s%s", missing, e)
+        return None, f"{missing}{e}"
+
+
+def _pictures(
+    cfg: Config, found: dict[str, Any], records: list[dict[str, Any]], tok: PreTrainedTokenizerFast | None
+) -> dict[str, Picture]:
+    """The report's pictures by name, as far as there are runs: the differences, and the paper's four in our data."""
+    out, key = {}, (cfg.benchmarks[0], cfg.lengths[-1])
+    if records:
+        out["differences"] = differences_picture(records)
     if found:
-        text = (
-            f"Robustness over T: pass@1 on base and plus tests of {' and '.join(cfg.benchmarks)}, with 95 % intervals "
-            "of each rate. Overlapping intervals say nothing of a difference on the same tasks: see Comparisons."
-        )
-        figures["figure4"] = (text, robustness_figure(cfg))
-    return figures
+        out["figure4"] = robustness_picture(cfg)
+    if tok:
+        out["figure1"] = masking_picture(cfg, tok, EXAMPLE)
+        if key in found.get("random", {}) and key in found.get("ast", {}):
+            out |= program_pictures(cfg, *key)
+    return out
+
+
+def lead(cfg: Config, records: list[dict[str, Any]]) -> list[str]:
+    """Two findings beside the answer, at the largest T of the first benchmark, and what the paper's counts allow."""
+    place = {"benchmark": HALVES[cfg.benchmarks[0]][1], "T": cfg.lengths[-1]}
+    pairs = ({"from": one, "to": "ast", **place} for one in ("ast_span", "none"))
+    out = [comparisons.sentence(r) for want in pairs for r in records if want.items() <= r.items()]
+    return [*out, paper.claims_summary(paper.claims()).rpartition(". ")[2]]
 
 
 def deviations(cfg: Config) -> list[dict[str, Any]]:
@@ -272,17 +430,17 @@ def deviations(cfg: Config) -> list[dict[str, Any]]:
     Ours are those that the runs of this seed were made with, as their directories record them, by run where these
     differ; the report's own where there is no run. What a backbone made on the temporary changes stands in `pretrain`.
     """
-    theirs = resolve("paper").as_dict()
+    printed = resolve("paper").as_dict()
     runs = [s for s in MASKINGS if (cfg.with_masking(s).run_dir / "config.json").exists()]
     made = {STRATEGIES[s].title: _made(cfg.with_masking(s)) for s in runs} or {"": cfg.as_dict()}
     out = []
     for name in (n for n in SWITCHES if n not in ("preset", "masking", "seed")):
         values = {who: switches[name] for who, switches in made.items() if name in switches}
         distinct = list({json.dumps(v): v for v in values.values()}.values())
-        if distinct and distinct != [theirs[name]]:
+        if distinct and distinct != [printed[name]]:
             ours = distinct[0] if len(distinct) == 1 else values
             meaning = SWITCHES[name].metadata["help"]
-            out.append({"switch": name, "ours": ours, "paper": theirs[name], "meaning": meaning})
+            out.append({"switch": name, "ours": ours, "paper": printed[name], "meaning": meaning})
     return out
 
 
@@ -291,9 +449,16 @@ def _made(run: Config) -> dict[str, Any]:
     switches = read_json(run.run_dir / "config.json") | {"benchmarks": run.benchmarks, "lengths": run.lengths}
     for benchmark, length in [(b, t) for b in run.benchmarks for t in run.lengths]:
         if (path := samples_path(run, benchmark, length)).exists():
-            told = next(iter(read_jsonl(path)), {}).get("settings", {})
-            switches |= {k: v for k, v in told.items() if k in SWITCHES}
+            sampled = next(iter(read_jsonl(path)), {}).get("settings", {})
+            switches |= {k: v for k, v in sampled.items() if k in SWITCHES}
     return switches
+
+
+def deviations_table(records: list[dict[str, Any]]) -> Table:
+    """`deviations`, a row each."""
+    values = [[v if isinstance(v, str) else json.dumps(v) for v in (r["ours"], r["paper"])] for r in records]
+    rows = [[r["switch"], *v, r["meaning"]] for r, v in zip(records, values, strict=True)]
+    return Table(["switch", "ours", "the paper’s run", "what it is"], rows, f"{len(rows)} switches differ")
 
 
 def data_sets(cfg: Config) -> dict[str, Any]:
@@ -306,6 +471,40 @@ def data_sets(cfg: Config) -> dict[str, Any]:
     files = {", ".join(names): cfg.preset_dir / "data" / mark / "stats.json" for mark, names in of.items()}
     found = {names: read_json(path) for names, path in files.items() if path.exists()}
     return {names: facts for names, facts in found.items() if "contamination" in facts}  # older ones have less to show
+
+
+def training_tables(data: dict[str, Any]) -> list[Table]:
+    """A data set's rows at each filter, tokens, lengths, and its rows nearest to a benchmark's problems."""
+    rows, labels, found = data["rows"], data["tokens"], data["contamination"]
+    total, code = sum(labels.values()), sum(labels[k] for k in tokens.LABELS[tokens.CODE :])
+    steps = [("read", rows["read"]), *rows["dropped"].items(), ("can be used", rows["usable"])]
+    steps += [("not chosen", rows["not_chosen"]), ("kept", rows["kept"])]
+    parts = [
+        [k, v, f"{100 * v / total:.1f}", f"{100 * v / max(1, code):.1f}" if k in tiers.TIERS else None]
+        for k, v in labels.items()
+    ]
+    deciles = [[k, *(v[i] for i in (0, 1, 5, 9, 10))] for k, v in data["length_deciles"].items()]
+    out = [
+        Table(["rows", "number"], steps, "Rows at each filter"),
+        Table(
+            ["tokens of", "number", "of all [%]", "of the code [%]"],
+            parts,
+            "Tokens by region and tier; `default` is code that no tier claims",
+        ),
+        Table(["tokens per", "least", "10 %", "median", "90 %", "most"], deciles, "Lengths"),
+    ]
+    if found["checked"]:
+        near = [
+            [p["row"], p["task"], *(f"{p[k]:.2f}" for k in ("code", "text", "minhash")), ", ".join(p["by"]) or "-"]
+            for p in found["nearest"]
+        ]
+        head = ["row", "nearest problem", "program", "text", "MinHash", "counted by"]
+        out.append(Table(head, near, f"The {len(near)} nearest pairs of a row and a problem"))
+    if "embeddings" in found:
+        near = [[p["row"], p["task"], f"{p['cosine']:.3f}"] for p in found["embeddings"]["nearest"]]
+        caption = f"By embeddings of {found['embeddings']['model']}"
+        out.append(Table(["row", "nearest problem", "cosine"], near, caption))
+    return out
 
 
 def provenances(cfg: Config) -> dict[str, Any]:

@@ -1,120 +1,126 @@
-"""The table of the report as text: Markdown, CSV and LaTeX from the records that report.table counts.
+"""One table that renders Markdown, HTML, CSV and LaTeX.
 
-markdown(table(cfg, ("none", "random", "ast")))     # a row per strategy, a column per T and benchmark
+    table = Table(["", "HE, T = 256"], [["Backbone", Cell("39.6 [32.4, 47.3] (65/164)", {"verdict": "pass"})]], "Ours")
+    table.markdown()      # a notebook that ends a cell with the table shows the same
+
+Rows hold texts and numbers as they are to be read; every rendering escapes them.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
-from treediff.strategies import STRATEGIES
-
-
-def markdown(records: list[dict[str, Any]]) -> str:
-    """A table in the paper's layout: a row per strategy, a column per T and benchmark, ours with its interval.
-
-    Below each row, what the paper prints, where it prints something.
-    """
-    columns, by_cell = _columns(records)
-    lines = ["| | " + " | ".join(f"{name}, T = {t}" for t, name in columns) + " |"]
-    lines.append("|---" * (len(columns) + 1) + "|")
-    for strategy in dict.fromkeys(r["strategy"] for r in records):
-        row = [by_cell[strategy, *c] for c in columns]
-        lines.append(f"| {STRATEGIES[strategy].title} | " + " | ".join(map(cell, row)) + " |")
-        if any("paper" in r for r in row):
-            lines.append(f"| {STRATEGIES[strategy].title}, the paper | " + " | ".join(map(printed, row)) + " |")
-    return "\n".join(lines)
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 
-def _columns(records: list[dict[str, Any]]) -> tuple[list[tuple[int, str]], dict[tuple[str, int, str], dict[str, Any]]]:
-    """(T, benchmark) of each column, and the records by strategy and column."""
-    columns = list(dict.fromkeys((r["T"], r["benchmark"]) for r in records))
-    return columns, {(r["strategy"], r["T"], r["benchmark"]): r for r in records}
+class Cell(str):
+    """A cell's text that, clicked on the page, sets the task explorer's `filters` (name: value)."""
+
+    def __new__(cls, text: object, filters: Mapping[str, str]) -> Cell:
+        """The text as a string that carries the filters."""
+        cell = super().__new__(cls, text)
+        cell.filters = dict(filters)
+        return cell
 
 
-def cell(r: dict[str, Any]) -> str:
-    """A record in percent with its 95 % interval and the counts behind it, for a table."""
+@dataclass(frozen=True)
+class Table:
+    """Titles of the columns, rows of as many cells (anything that `str` takes; None is empty), a caption."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+
+    @classmethod
+    def of(cls, records: Sequence[Mapping[str, Any]], names: Sequence[str], caption: str = "") -> Table:
+        """A table with a row per record and a column per name; what a record lacks is empty."""
+        return cls(names, [[r.get(n) for n in names] for r in records], caption)
+
+    def markdown(self) -> str:
+        """A pipe table, without the caption."""
+        lines = [self.head, ["---"] * len(self.head), *self.rows]
+        return "\n".join("| " + " | ".join(map(_markdown, line)) + " |" for line in lines)
+
+    def _repr_markdown_(self) -> str:
+        return f"{self.caption}\n\n{self.markdown()}" if self.caption else self.markdown()
+
+    def csv(self) -> str:
+        """Comma-separated values under a line of titles."""
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([self.head, *self.rows])
+        return out.getvalue()
+
+    def html(self) -> Markup:
+        """A table that can be sorted by a click on a title and scrolls within its own box."""
+        from markupsafe import Markup
+
+        head = Markup().join(
+            Markup('<th scope="col"><button>{}</button></th>').format(x or "strategy") for x in self.head
+        )
+        body = Markup().join(Markup("<tr>{}</tr>").format(Markup().join(map(_td, row))) for row in self.rows)
+        return Markup(
+            '<div class="wide" tabindex="0" role="region" aria-label="{0}"><table><caption>{0}</caption>'
+            "<thead><tr>{1}</tr></thead><tbody>{2}</tbody></table></div>"
+        ).format(self.caption, head, body)
+
+    __html__ = html  # what a template shows
+
+    def latex(self) -> str:
+        """A tabular for booktabs. Titles "HE, T = 256" are set in two lines, one over all columns of the same T."""
+        upper = [x.partition(", ")[2] for x in self.head]
+        spans, rules, at = [], [], 1
+        for title, group in groupby(upper):
+            width = len(list(group))
+            spans.append(rf"\multicolumn{{{width}}}{{c}}{{{_tex(title)}}}" if title else " & " * (width - 1))
+            rules += [rf"\cmidrule(lr){{{at}-{at + width - 1}}}"] if title else []
+            at += width
+        titles = [_tex(x.partition(", ")[0]) for x in self.head]
+        lines = [rf"\begin{{tabular}}{{l{'c' * (len(self.head) - 1)}}}", r"\toprule"]
+        if any(upper):
+            lines += [" & ".join(spans) + r" \\", "".join(rules)]
+        lines += [" & ".join(titles) + r" \\", r"\midrule"]
+        lines += [" & ".join(map(_tex, row)) + r" \\" for row in self.rows]
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def rate(r: Mapping[str, Any]) -> str:
+    """A record of stats.rated in percent with its 95 % interval and the counts behind it; "not run" without."""
     if "rate" not in r:
         return "not run"
-    counts = f"{r['passed']}/{r['tasks']}"
-    if r["samples"] > 1:
-        counts = f"{r['passed']} of {r['tasks']} x {r['samples']}"
-    return f"{r['rate']:.1f} [{r['low']:.1f}, {r['high']:.1f}] ({counts})"
+    counts = f"{r['passed']}/{r['tasks']}" if r["samples"] == 1 else f"{r['passed']} of {r['tasks']} x {r['samples']}"
+    return f"{estimate(r['rate'], r['low'], r['high'])} ({counts})"
 
 
-def printed(r: dict[str, Any]) -> str:
-    """What the paper prints for a record."""
-    return f"{r['paper']:.1f}" if "paper" in r else ""
+def estimate(value: float, low: float, high: float, sign: str = "") -> str:
+    """A value with its interval, to one decimal; `sign` "+" for differences."""
+    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
-def pass_at_markdown(records: list[dict[str, Any]]) -> str:
-    """pass@k of runs with several samples per task: a row per strategy, benchmark and T, a column per k; or nothing."""
-    if not records:
-        return ""
-    ks = sorted({r["k"] for r in records})
-    lines = ["| | tests | T | tasks | samples | " + " | ".join(f"pass@{k}" for k in ks) + " |"]
-    lines.append("|---" * (len(ks) + 5) + "|")
-    rows: dict[tuple, dict[int, dict[str, Any]]] = {}
-    for r in records:
-        head = (STRATEGIES[r["strategy"]].title, r["benchmark"], r["T"], r["tasks"], r["samples"])
-        rows.setdefault(head, {})[r["k"]] = r
-    for head, by_k in rows.items():
-        cells = [f"{r['rate']:.1f} [{r['low']:.1f}, {r['high']:.1f}]" if (r := by_k.get(k)) else "" for k in ks]
-        lines.append("| " + " | ".join(map(str, [*head, *cells])) + " |")
-    return "\n".join(lines)
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
-def as_csv(records: list[dict[str, Any]]) -> str:
-    names = ["strategy", "T", "benchmark", "passed", "tasks", "samples", "rate", "low", "high", "paper_T", "paper"]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [*names, "ledger"], restval="", lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()
+def _markdown(value: Any) -> str:
+    return re.sub(r"([|<])", r"\\\1", " ".join(_text(value).split()))
 
 
-def latex(records: list[dict[str, Any]]) -> str:
-    """A table in the paper's layout for booktabs: ours with its interval, below it the paper's percentages."""
-    columns, by_cell = _columns(records)
-    strategies = list(dict.fromkeys(r["strategy"] for r in records))
-    lengths = Counter(t for t, _ in columns)
-    spans, rules, at = [], [], 2
-    for length, width in lengths.items():
-        spans.append(rf"\multicolumn{{{width}}}{{c}}{{$T={length}$}}")
-        rules.append(rf"\cmidrule(lr){{{at}-{at + width - 1}}}")
-        at += width
-    rows = [" & ".join(["", *spans]), " & ".join(["", *(_tex(b) for _, b in columns)])]
-    ours, theirs = [], []
-    for strategy in strategies:
-        cells, printed = [_tex(STRATEGIES[strategy].title)], [_tex(f"{STRATEGIES[strategy].title}, paper")]
-        for c in columns:
-            r = by_cell[strategy, *c]
-            cells.append(
-                f"{r['rate']:.1f} {{\\scriptsize [{r['low']:.1f}, {r['high']:.1f}]}}" if "rate" in r else "not run"
-            )
-            printed.append(f"{r['paper']:.1f} {{\\scriptsize ($T={r['paper_T']}$)}}" if "paper" in r else "--")
-        ours.append(" & ".join(cells) + r" \\")
-        theirs.append(" & ".join(printed) + r" \\")
-    if not any("paper" in r for r in records):
-        theirs = []
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{l{'c' * len(columns)}}}",
-            r"\toprule",
-            rows[0] + r" \\",
-            "".join(rules),
-            rows[1] + r" \\",
-            r"\midrule",
-            *ours,
-            *([r"\midrule", *theirs] if theirs else []),
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+def _td(value: Any) -> Markup:
+    import json
+
+    from markupsafe import Markup
+
+    text = _text(value)
+    if isinstance(value, Cell):
+        show = json.dumps(value.filters)
+        return Markup('<td><button class="cell" data-show="{}">{}</button></td>').format(show, text)
+    return Markup("<td class=long>{}</td>" if len(text) > 45 else "<td>{}</td>").format(text)
 
 
 _TEX = {c: "\\" + c for c in "#$%&_{}"} | {
@@ -126,6 +132,7 @@ _TEX = {c: "\\" + c for c in "#$%&_{}"} | {
 }
 
 
-def _tex(text: str) -> str:
-    """`text` with LaTeX's special characters escaped."""
-    return "".join(_TEX.get(c, c) for c in text)
+def _tex(value: Any) -> str:
+    """A cell with LaTeX's special characters escaped, what stands in brackets small, and T as a variable."""
+    text = "".join(_TEX.get(c, c) for c in _text(value))
+    return re.sub(r"\bT = (\d+)", r"$T=\1$", re.sub(r" (\[[^\]]*\].*)", r" {\\scriptsize \1}", text))

@@ -1,7 +1,7 @@
 """In which order a diffusion model writes: sampled answers step by step, and the paper's "structure first" in numbers.
 
     found = commitments(cfg, "tinycode", 96, ["random", "ast"])   # per strategy, tier and task: when, in which place
-    print(comparison(found, "random", "ast"))                     # paired, with intervals
+    comparison(found, "random", "ast")                            # a table: paired, with intervals
     python -m treediff.report.trajectory docs/denoising.gif       # the README's animation, of a scored run
 
 A trajectory is one array, the step at which each token of an answer was committed; all else follows from it.
@@ -24,6 +24,7 @@ from treediff.figures import plots, views
 from treediff.files import read_json, whole
 from treediff.masking import tokens
 from treediff.masking.tokens import CODE, LABELS
+from treediff.report.tables import Table
 from treediff.sampling.run import read_samples, samples_path
 from treediff.scoring import stats
 from treediff.scoring.run import ledger_path
@@ -64,12 +65,17 @@ def drawable(cfg: Config, record: Mapping[str, Any]) -> Answer:
     return Answer(text, boxes, at, labels)
 
 
+def part_way(cfg: Config, length: int, share: float = 110 / 256) -> tuple[int, int]:
+    """The step that is `share` of the way (the paper's figure 3: step 110 of 256), and all steps."""
+    steps = length // cfg.tokens_per_step
+    return round(share * steps), steps
+
+
 def states(
     cfg: Config, benchmark: str, length: int, task: str, strategies: Sequence[str], share: float = 110 / 256
 ) -> Figure:
-    """The strategies' answers to one task side by side, `share` of the way (the paper's figure 3: step 110 of 256)."""
-    steps = length // cfg.tokens_per_step
-    step = round(share * steps)
+    """The strategies' answers to one task side by side, `share` of the way."""
+    step, steps = part_way(cfg, length, share)
     panels = []
     for strategy in strategies:
         shown = load(cfg.with_masking(strategy), benchmark, length, task)
@@ -115,14 +121,11 @@ def places(at: np.ndarray, block_length: int) -> np.ndarray:
     return out
 
 
-def interval(values: Sequence[float], level: float = 0.95, resamples: int = 4000) -> tuple[float, float, float]:
+def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
     """Mean and its percentile bootstrap interval over tasks (nan without two values)."""
-    x = np.asarray(values, float)
-    if len(x) < 2:
-        return (float(x.mean()) if len(x) else np.nan), np.nan, np.nan
-    draws = np.random.default_rng(0).integers(0, len(x), (resamples, len(x)))
-    low, high = np.quantile(x[draws].mean(1), [(1 - level) / 2, (1 + level) / 2])
-    return float(x.mean()), float(low), float(high)
+    if len(values) < 2:
+        return (float(values[0]) if len(values) else np.nan), np.nan, np.nan
+    return float(np.mean(values)), *stats.bootstrap(values, level)
 
 
 def summary(found: Found) -> tuple[dict[str, dict[str, tuple[float, float, float]]], ...]:
@@ -133,25 +136,27 @@ def summary(found: Found) -> tuple[dict[str, dict[str, tuple[float, float, float
     )
 
 
-def comparison(found: Found, one: str, two: str) -> str:
-    """`two` minus `one` per tier, over the tasks where both answers have the tier, as a Markdown table.
+def comparison(found: Found, one: str, two: str) -> Table:
+    """`two` minus `one` per tier, over the tasks where both answers have the tier.
 
-    The intervals hold together at 95 % (Bonferroni over tiers and measures); a difference is told only outside zero.
+    The intervals hold together at 95 % (Bonferroni over tiers and measures). A difference is named only outside zero;
+    it is one between these two runs.
     """
     level = 1 - 0.05 / (2 * len(TIERS))
-    lines = [f"{STRATEGIES[two].title} minus {STRATEGIES[one].title}, paired over tasks:\n"]
-    lines += ["| tier | tasks | first commitment [steps] | place in the block [0 to 1] | |", "|---|---|---|---|---|"]
+    rows = []
     for tier in TIERS:
         a, b = found[one][tier], found[two][tier]
         both = [task for task in a if task in b]
-        cells, told = [], []
+        cells, named = [], []
         for i, name in enumerate(("first commitment", "place")):
             mean, low, high = interval([b[t][i] - a[t][i] for t in both], level)
             cells.append(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
             if low > 0 or high < 0:
-                told.append(f"{name} {'later' if low > 0 else 'earlier'}")
-        lines.append(f"| {tier} | {len(both)} | {' | '.join(cells)} | {', '.join(told) or 'no difference told'} |")
-    return "\n".join(lines)
+                named.append(f"{name} {'later' if low > 0 else 'earlier'}")
+        rows.append([tier, len(both), *cells, ", ".join(named) or "no difference told"])
+    head = ["tier", "tasks", "first commitment [steps]", "place in the block [0 to 1]", "these two runs"]
+    caption = f"{STRATEGIES[two].title} minus {STRATEGIES[one].title}, paired over tasks"
+    return Table(head, rows, caption)
 
 
 # --- the animation -------------------------------------------------------------------------------------------------

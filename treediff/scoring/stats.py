@@ -136,7 +136,7 @@ def compare(a: Passes, b: Passes) -> dict[str, Any]:
     those on which they agree, on more than nothing and on nothing. p: McNemar's, or the sign-flip test of `SAMPLES`.
     """
     pairs = paired(a, b)
-    low, high = bootstrap(a, b)
+    low, high = bootstrap(y - x for x, y in pairs)
     only_a, only_b = sum(x > y for x, y in pairs), sum(y > x for x, y in pairs)
     return {
         "n": len(pairs),
@@ -152,15 +152,15 @@ def compare(a: Passes, b: Passes) -> dict[str, Any]:
 
 
 def bootstrap(
-    a: Passes, b: Passes, level: float = LEVEL, resamples: int = 10_000, seed: int = 0
+    values: Iterable[float | Fraction], level: float = LEVEL, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Interval of the difference of pass rates: percentile bootstrap over tasks, each with both its results."""
+    """Interval of the mean of one value per task: percentile bootstrap over tasks, the same for the same values."""
     import numpy as np
     from scipy.stats import bootstrap
 
-    d = np.array([float(y - x) for x, y in paired(a, b)])
+    x = np.array([float(v) for v in values])
     ci = bootstrap(
-        (d,), np.mean, confidence_level=level, n_resamples=resamples, method="percentile", rng=seed, batch=1000
+        (x,), np.mean, confidence_level=level, n_resamples=resamples, method="percentile", rng=seed, batch=1000
     ).confidence_interval
     return float(ci.low), float(ci.high)
 
