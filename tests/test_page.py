@@ -14,7 +14,7 @@ from treediff.config import resolve
 from treediff.data import benchmarks
 from treediff.files import write_json
 from treediff.masking import tokens
-from treediff.report import report
+from treediff.report import pictures, report
 from treediff.sampling.run import read_samples, samples_path, settings
 from treediff.scoring import stats
 from treediff.scoring.run import ledger_path
@@ -253,7 +253,7 @@ def test_the_page_never_scrolls_sideways(browser, written, width):
 
 def test_a_page_of_500_tasks_and_8_runs(browser, runs, monkeypatch):
     """Written, opened, filtered, stepped through; its size and times, in seconds, far from what would be felt."""
-    monkeypatch.setattr(report, "_pictures", lambda *_: {})
+    monkeypatch.setattr(pictures, "pictures", lambda *_: {})
     cfg = resolve("tiny", lengths=[64, 96], limit=500)
     synthetic(cfg, 500, 96)
     begun = time.perf_counter()
@@ -281,7 +281,7 @@ def test_a_page_of_500_tasks_and_8_runs(browser, runs, monkeypatch):
 
 
 def test_samples_of_a_task_are_all_there(browser, runs, monkeypatch):
-    monkeypatch.setattr(report, "_pictures", lambda *_: {})
+    monkeypatch.setattr(pictures, "pictures", lambda *_: {})
     cfg = resolve("tiny", lengths=[64])
     synthetic(cfg, 12, 24, samples=12)
     browser.open(report.write(cfg))

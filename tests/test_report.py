@@ -19,7 +19,7 @@ from treediff.data import prepare, tinycode
 from treediff.errors import UserError
 from treediff.files import read_json, write_json
 from treediff.masking import tokens
-from treediff.report import comparisons, paper, report
+from treediff.report import comparisons, paper, pictures, report
 from treediff.report.tables import Cell, Table
 from treediff.sampling.run import samples_path, settings
 from treediff.scoring import stats
@@ -136,7 +136,7 @@ def test_the_report_goes_on_without_the_tokenizer_that_its_runs_had(runs):
 @pytest.fixture
 def quick(monkeypatch):
     """A short program in the first figure."""
-    monkeypatch.setattr(report, "EXAMPLE", "x = 1")
+    monkeypatch.setattr(pictures, "EXAMPLE", "x = 1")
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_seeds_are_pooled_in_the_report(three_seeds):
     assert "Runs crossed with tasks" in text
     assert text.count("over 3 training runs against 3") >= len(records)
     assert "one training run each" not in text
-    assert "Over 3 training runs with AST masking and 3 with random masking" in text
+    assert "over 3 training runs with AST masking and 3 with random masking" in text
     rates = json.loads((folder / "seed_rates.json").read_text())
     [ours] = [r for r in rates if r["strategy"] == "ast"]
     each = [100 * sum(run.values()) / 40 for run in passed["ast"]]

@@ -286,20 +286,17 @@ def answer(records: list[dict[str, Any]]) -> str:
     about = [r for r in about if r["T"] == max(o["T"] for o in about if o["benchmark"] == r["benchmark"])]
     parts = []
     for r in about:
-        more = f"{abs(r['difference']):.1f} points {'more' if r['difference'] >= 0 else 'fewer'}"
-        what = f"of the {r['tasks']} tasks of {r['benchmark']} at T = {r['T']} than random masking"
-        scale = f"(interval {r['low']:+.1f} to {r['high']:+.1f})"
-        if "seeds" not in r:
-            parts.append(
-                f"{ONE_RUN.format(' and '.join(r['runs'])).capitalize()}. The model trained with AST masking solves "
-                f"{more} {what} {scale}. The interval is over tasks; what further runs would give is unknown."
-            )
-            continue
-        verdict = "so a difference can be claimed" if decides(r) else "so no difference can be told"
-        parts.append(
-            f"Over {r['seeds'][1]} training runs with AST masking and {r['seeds'][0]} with random masking, AST masking "
-            f"solves {more} {what} {scale}, {verdict}."
+        change = (
+            f"{r['difference']:+.1f} points (interval {r['low']:+.1f} to {r['high']:+.1f}) on the {r['tasks']} tasks"
         )
+        change = f"AST masking against random masking: {change} of {r['benchmark']} at T = {r['T']}"
+        if "seeds" in r:
+            verdict = "so a difference can be claimed" if decides(r) else "so no difference can be told"
+            runs = "{1} training runs with AST masking and {0} with random masking".format(*r["seeds"])
+            parts.append(f"{change}, over {runs}, {verdict}.")
+        else:
+            runs = ONE_RUN.format(" and ".join(r["runs"])).capitalize()
+            parts.append(f"{runs}. {change}. The interval is over tasks; what further runs would give is unknown.")
     return " ".join(parts) or "Nothing can be said yet: AST masking and random masking have not both been run."
 
 

@@ -159,5 +159,6 @@ def claims_summary(records: list[dict[str, Any]], level: float = 0.05) -> str:
         f"Of the {len(bearable)} comparisons whose counts can be recovered, {len(raw)} could lie below p = {level:g} "
         "if nearly every task that one model solves were also solved by the other (the case most favourable to a "
         f"difference); {len(family)} of them when adjusted for the family (Holm); {len(sure)} must, whatever the "
-        f"overlap. Between random and AST masking, {sum(r['p_min'] < level for r in ahead)} of {len(ahead)} could."
+        f"overlap. Of the paper’s own {len(ahead)} comparisons of AST masking with random masking, "
+        f"{sum(r['p_min'] < level for r in ahead)} could lie below p = {level:g}."
     )

@@ -79,7 +79,7 @@ def states(
     panels = []
     for strategy in strategies:
         shown = load(cfg.with_masking(strategy), benchmark, length, task)
-        panels.append((f"{STRATEGIES[strategy].title}, before step {step} of {steps}", *shown[:2], shown.at >= step))
+        panels.append((f"{STRATEGIES[strategy].title}, step {step} of {steps}", *shown[:2], shown.at >= step))
     return plots.states(panels)
 
 

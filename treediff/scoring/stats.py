@@ -11,6 +11,7 @@ samples that pass (a Fraction) where it has several; every difference is second 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -21,6 +22,7 @@ from treediff.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import ArrayLike
 
 
 LEVEL = 0.95
@@ -122,11 +124,12 @@ def paired(a: Passes, b: Passes) -> list[tuple[int | Fraction, int | Fraction]]:
     return [(a[task], b[task]) for task in a]
 
 
-def mcnemar(only_a: int, only_b: int) -> float:
-    """McNemar's exact test: are the tasks that only one run passes split evenly between the two?"""
-    from scipy.stats import binomtest
+def mcnemar(only_a: ArrayLike, only_b: ArrayLike) -> np.ndarray:
+    """McNemar's exact two-sided p: are the tasks that only one run passes split evenly? Numbers or arrays of them."""
+    import numpy as np
+    from scipy.stats import binom
 
-    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
+    return np.minimum(1.0, 2 * binom.cdf(np.minimum(only_a, only_b), np.add(only_a, only_b), 0.5))
 
 
 def compare(a: Passes, b: Passes) -> dict[str, Any]:
@@ -147,7 +150,7 @@ def compare(a: Passes, b: Passes) -> dict[str, Any]:
         "difference": float(sum(y - x for x, y in pairs) / len(pairs)),
         "low": low,
         "high": high,
-        "p": mcnemar(only_a, only_b) if all(v in (0, 1) for pair in pairs for v in pair) else sign_flip(pairs),
+        "p": float(mcnemar(only_a, only_b)) if all(v in (0, 1) for pair in pairs for v in pair) else sign_flip(pairs),
     }
 
 
@@ -301,10 +304,13 @@ def mcnemar_range(a: int, b: int, n: int) -> dict[str, Any]:
 
     Unknown is how many tasks both pass; the least p is where that is greatest, and none but the winner's tasks differ.
     """
-    splits = [(a - both, b - both) for both in range(max(0, a + b - n), min(a, b) + 1)]
-    p = {split: mcnemar(*split) for split in splits}
-    least, most = min(splits, key=p.__getitem__), max(splits, key=p.__getitem__)
-    return {"p_min": p[least], "p_max": p[most], "split_min": least, "split_max": most}
+    import numpy as np
+
+    both = np.arange(max(0, a + b - n), min(a, b) + 1)
+    p = mcnemar(a - both, b - both)
+    least, most = int(both[p.argmin()]), int(both[p.argmax()])
+    splits = {"split_min": (a - least, b - least), "split_max": (a - most, b - most)}
+    return {"p_min": float(p.min()), "p_max": float(p.max()), **splits}
 
 
 def claim(percent_a: str, percent_b: str, n: int) -> dict[str, Any]:
@@ -342,6 +348,7 @@ def mcnemar_power(n: int, difference: float, discordant: float, alpha: float = 0
     return float(np.sum(binom.pmf(d, n, discordant) * np.where(most < 0, 0.0, reject)))
 
 
+@functools.cache
 def tasks_needed(difference: float, discordant: float, power: float = 0.8, alpha: float = 0.05) -> int:
     """The least number of tasks from which McNemar's exact test has this power (and keeps it for the next 10 %).
 
@@ -362,6 +369,7 @@ def tasks_needed(difference: float, discordant: float, power: float = 0.8, alpha
     return high
 
 
+@functools.cache
 def seeds_needed(difference: float, run_sd: float, power: float = 0.8, alpha: float = 0.05, most: int = 10_000) -> int:
     """Runs of each strategy that a two-sample t-test on the runs' scores needs to find a true `difference`.
 
