@@ -1,6 +1,9 @@
 """The report's page: hostile programs, missing parts, size at 500 tasks x 8 runs, and the page in a real browser."""
 
+import base64
+import csv
 import hashlib
+import io
 import json
 import re
 import time
@@ -133,6 +136,31 @@ def test_pairs_are_the_tasks_that_some_pass_and_others_do_not(written):
     assert {a["strategy"] for a in pairs[0]["answers"]} == {"none", *MASKINGS}
 
 
+def test_the_answer_comes_first_and_pictures_before_tables(written):
+    text = written[1].read_text()
+    head = text.partition("<header>")[2].partition("</header>")[0]
+    assert "One training run each (random-seed0 and ast-seed0): this compares two models, not two methods." in head
+    assert 1 <= head.count("<li>") <= 3
+    places = [text.index(f'<section id="{name}"') for name in ("figures", "tables", "comparisons", "tasks")]
+    assert places == sorted(places)
+
+
+def test_every_figure_has_a_caption_words_and_its_data(written):
+    """The data in the page are those of the file beside it, and the words are not the caption's."""
+    figures = re.findall(r"<figure>(.*?)</figure>", written[1].read_text(), re.S)
+    assert len(figures) == 5
+    for figure in figures:
+        alt, caption = re.search(r'alt="([^"]+)"', figure)[1], re.search(r"<figcaption>([^<]+)", figure)[1]
+        name, data = re.search(r'download="(\w+).csv" href="data:text/csv;base64,([^"]+)"', figure).groups()
+        assert min(len(alt), len(caption)) > 40
+        assert alt != caption
+        beside = (written[1].parent / f"{name}.csv").read_bytes()
+        assert base64.b64decode(data) == beside
+        rows = list(csv.reader(io.StringIO(beside.decode())))
+        assert len(rows) > 2
+        assert {len(r) for r in rows} == {len(rows[0])}
+
+
 # --- in a browser --------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +277,35 @@ def test_the_page_never_scrolls_sideways(browser, written, width):
     browser.run("scrollTo(500, 0)")
     assert browser.run("return [scrollX, document.documentElement.scrollWidth <= innerWidth]") == [0, True]
     assert browser.errors() == []
+
+
+def test_the_page_is_dark_where_that_is_preferred_and_prints_whole(browser, written):
+    """In the dark text is light; on A4 paper nothing is wider than the page and no control is printed."""
+
+    def media(name, scheme):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.call(
+            "/goog/cdp/execute", cmd="Emulation.setEmulatedMedia", params={"media": name, "features": features}
+        )
+
+    def shades():
+        colour = "getComputedStyle(document.body)[arguments[0]].match(/\\d+/g).map(Number)"
+        return [sum(browser.run(f"return {colour}", name)) for name in ("color", "backgroundColor")]
+
+    browser.open(written[1], 688)
+    try:
+        media("screen", "dark")
+        ink, paper = shades()
+        assert ink > paper + 450
+        media("print", "dark")
+        ink, paper = shades()
+        assert paper > ink + 450
+        wide = "[...document.querySelectorAll('table, img, pre')].filter(e => e.getBoundingClientRect().right > innerWidth)"
+        assert browser.run(f"return {wide}.map(e => e.textContent.slice(0, 80))") == []
+        hidden = "return ['nav', '#filters', '#trajectories'].map(x => document.querySelector(x).offsetHeight)"
+        assert browser.run(hidden) == [0, 0, 0]
+    finally:
+        media("screen", "light")
 
 
 def test_a_page_of_500_tasks_and_8_runs(browser, runs, monkeypatch):

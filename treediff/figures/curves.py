@@ -98,15 +98,7 @@ def heldout(runs: Mapping[str, Log]) -> Figure:
             p = np.array([r["accuracy_by_label"][label] for r in log])
             count = log[0]["tokens"][label]
             low, high = 100 * np.array([stats.wilson(round(share * count), count) for share in p]).T
-            ax.plot(
-                steps,
-                100 * p,
-                color=STRATEGIES[name].colour,
-                marker=STRATEGIES[name].marker,
-                ms=4,
-                lw=1.4,
-                label=STRATEGIES[name].title,
-            )
+            ax.plot(steps, 100 * p, ms=4, lw=1.4, **plots.style(name))
             ax.fill_between(steps, low, high, color=STRATEGIES[name].colour, alpha=0.12, lw=0)
         ax.set_title(f"{label} ({count} tokens)", fontsize=9, loc="left")
         ax.spines[["top", "right"]].set_visible(False)

@@ -283,6 +283,12 @@ def _axes(width: float = 6.0, height: float = 3.6, columns: int = 1, **kwargs: A
     return figure, axes
 
 
+def style(strategy: str) -> dict[str, str]:
+    """matplotlib's colour, marker and label of a strategy, the same in every figure."""
+    record = STRATEGIES[strategy]
+    return {"color": record.colour, "marker": record.marker, "label": record.title}
+
+
 _LINE = {"default": "#777777", "skeleton": "#0072B2", "data": "#009E73", "condition": "#B8860B", "control": "#D55E00"}
 _STYLE = {"default": ":", "skeleton": "-", "data": "--", "condition": "-.", "control": (0, (5, 1))}
 
@@ -416,17 +422,8 @@ def order(
         for number, (strategy, by_tier) in enumerate(found.items()):
             y = np.arange(len(tiers)) + (number - (len(found) - 1) / 2) * 0.18
             mean, low, high = np.array([by_tier[t] for t in tiers]).T
-            ax.errorbar(
-                mean,
-                y,
-                xerr=[mean - low, high - mean],
-                fmt=STRATEGIES[strategy].marker,
-                color=STRATEGIES[strategy].colour,
-                ms=5,
-                capsize=2.5,
-                lw=1.4,
-                label=STRATEGIES[strategy].title,
-            )
+            bars = [mean - low, high - mean]
+            ax.errorbar(mean, y, xerr=bars, ls="", ms=5, capsize=2.5, elinewidth=1.4, **style(strategy))
         ax.set_yticks(range(len(tiers)), tiers)
         ax.set_ylim(len(tiers) - 0.5, -0.5)
         ax.set_xlabel(f"{label}, with {level} intervals" if ax is axes[0] else label)
@@ -463,17 +460,7 @@ def robustness(scores: Mapping[str, Mapping[int, tuple[float, float, float]]], y
         x = [lengths.index(t) + shift for t in by_t]
         y = np.array([v[0] for v in by_t.values()])
         bars = np.abs(np.array([[v[1], v[2]] for v in by_t.values()]).T - y)
-        ax.errorbar(
-            x,
-            y,
-            yerr=bars,
-            color=STRATEGIES[strategy].colour,
-            marker=STRATEGIES[strategy].marker,
-            ms=6,
-            capsize=3,
-            lw=1.6,
-            label=STRATEGIES[strategy].title,
-        )
+        ax.errorbar(x, y, yerr=bars, ms=6, capsize=3, lw=1.6, **style(strategy))
     ax.set_xticks(range(len(lengths)), [f"T = {t}" for t in lengths])
     ax.set_xlim(-0.4, len(lengths) - 0.6)
     ax.set_ylabel(ylabel)

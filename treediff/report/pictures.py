@@ -89,11 +89,11 @@ def program_pictures(cfg: Config, benchmark: str, length: int) -> dict[str, Pict
         f"{task} at T = {length}, chosen because the two differ there: of {both['n']} tasks AST masking alone "
         f"passes {both['only_b']}, random masking alone {both['only_a']}."
     )
-    said = "; ".join(f"{title}: {verdict}" for title, verdict, _, _ in panels)
+    verdicts = "; ".join(f"{title}: {verdict}" for title, verdict, _, _ in panels)
     whole_answers = Picture(
         plots.programs([(f"{title}: {verdict}", text) for title, verdict, _, text in panels]),
         f"Two answers to one task. {why}",
-        f"Two programs side by side. {said}.",
+        f"Two programs side by side. {verdicts}.",
         Table(["strategy", "verdict", "reason", "program"], panels),
     )
     step, steps = trajectory.part_way(cfg, length)
