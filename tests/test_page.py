@@ -300,8 +300,8 @@ def test_the_page_is_dark_where_that_is_preferred_and_prints_whole(browser, writ
         media("print", "dark")
         ink, paper = shades()
         assert paper > ink + 450
-        wide = "[...document.querySelectorAll('table, img, pre')].filter(e => e.getBoundingClientRect().right > innerWidth)"
-        assert browser.run(f"return {wide}.map(e => e.textContent.slice(0, 80))") == []
+        wide = "document.querySelectorAll('table, img, pre')].filter(e => e.getBoundingClientRect().right > innerWidth)"
+        assert browser.run(f"return [...{wide}.map(e => e.textContent.slice(0, 80))") == []
         hidden = "return ['nav', '#filters', '#trajectories'].map(x => document.querySelector(x).offsetHeight)"
         assert browser.run(hidden) == [0, 0, 0]
     finally:
