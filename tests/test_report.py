@@ -356,7 +356,7 @@ def test_the_report_says_what_the_runs_were_trained_on(runs, tmp_path, monkeypat
     assert report.data_sets(own) == {}
     for masking in ("none", "random", "ast"):
         run = own.with_masking(masking)
-        prepare.prepare(run)
+        pipeline.prepared(run)
         write_json(run.run_dir / "provenance.json", {"data": prepare.data_fingerprint(run)})
     found = report.data_sets(own)
     assert list(found) == ["Backbone", "Random masking, AST (TreeDiff)"]
