@@ -265,7 +265,7 @@ def test_other_numbers_of_samples_are_not_compared(runs):
     place = ledger_path(cfg, "tinycode", 64)
     ledger = read_json(place)
     write_json(place, ledger | {"tasks": {t: of[:2] for t, of in ledger["tasks"].items()}})
-    with pytest.raises(UserError, match=r"base and ast differ in samples per task \(\[3\] and \[2\]\)"):
+    with pytest.raises(UserError, match=r"none and ast differ in samples per task \(\[3\] and \[2\]\)"):
         comparisons.ledgers(cfg)
 
 
