@@ -281,7 +281,7 @@ def deviations(cfg: Config) -> list[dict[str, Any]]:
         distinct = list({json.dumps(v): v for v in values.values()}.values())
         if distinct and distinct != [theirs[name]]:
             ours = distinct[0] if len(distinct) == 1 else values
-            meaning = SWITCHES[name].metadata["help"]
+            meaning = SWITCHES[name].help
             out.append({"switch": name, "ours": ours, "paper": theirs[name], "meaning": meaning})
     return out
 
