@@ -134,19 +134,26 @@ def test_switches_are_given_in_any_of_their_forms(monkeypatch):
 
 
 @pytest.mark.parametrize("command", [c for c in cli.COMMANDS if c != "switches"])
-def test_help_lists_what_switches_lists_of_a_command_s_stages(command):
-    listed, told = run("switches", "--preset", "paper"), run(command, "--help", "--preset", "paper")
-    assert told.returncode == 0, told.stderr
+def test_help_lists_what_switches_lists_of_a_command_s_stages(command, capsys):
+    cli.main(["switches", "--preset", "paper"])
+    listed = capsys.readouterr().out
+    told = told_by_help(capsys, command, "--preset", "paper")
     for stage in cli.LISTED.get(command, cli.STAGES):
         title = f"switches: {cli.STAGES[stage]}:"
-        section = listed.stdout[listed.stdout.index(title) :].partition("\n\n")[0].strip()
-        assert section in told.stdout
-    assert ("--lora_rank" in told.stdout) == ("train" in cli.LISTED.get(command, cli.STAGES))
+        section = listed[listed.index(title) :].partition("\n\n")[0].strip()
+        assert section in told
+    assert ("--lora_rank" in told) == ("train" in cli.LISTED.get(command, cli.STAGES))
 
 
-def test_the_help_tells_default_choices_and_the_paper_s_section(monkeypatch):
+def told_by_help(capsys, *argv):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main([*argv, "--help"])
+    return capsys.readouterr().out
+
+
+def test_the_help_tells_default_choices_and_the_paper_s_section(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "300")
-    told = run("train", "--help").stdout
+    told = told_by_help(capsys, "train")
     assert "--optimiser adamw|muon " in told
     assert "[tiny: 0.005; paper: 4.1]" in told
-    assert "[paper: 5e-05; paper: 4.1]" in run("train", "--preset=paper", "--help").stdout
+    assert "[paper: 5e-05; paper: 4.1]" in told_by_help(capsys, "train", "--preset=paper")

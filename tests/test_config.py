@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 from hypothesis import given as drawn
@@ -202,7 +201,5 @@ def test_help_loads_nothing_heavy():
     code = "import sys, treediff.cli as c; c.parser().format_help(); print([m for m in sys.modules if m in " + (
         "('torch', 'numpy', 'transformers', 'matplotlib', 'datasets')])"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
     assert done.stdout.strip() == "[]"
-    assert time.perf_counter() - start < 5

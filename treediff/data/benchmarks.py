@@ -114,7 +114,7 @@ def _download(name: str) -> Path:
             return Path(ready())
     except Exception as e:  # whatever urllib, gzip or the file system may raise
         raise UserError(
-            f"{name}: EvalPlus could not download it ({type(e).__name__}: {e}); give its .jsonl.gz file with --problems."
+            f"{name}: EvalPlus could not download it ({type(e).__name__}: {e}); give its file with --problems."
         ) from None
 
 
