@@ -59,7 +59,7 @@ def test_annotate_knows_a_language_by_suffix_or_switch(tmp_path):
         (("train", "--maskin", "ast"), "maskin: there is no such switch; did you mean masking"),
         (("train", "--seed"), "train: argument --seed: expected one argument"),
         (("train", "--pretrain.max_steps"), "pretrain.max_steps: no value is given"),
-        (("train", "--pretrain", "{}", "--pretrain.max_steps", "3"), "pretrain: give it whole or by its entries"),
+        (("train", "--pretrain", "{{}}", "--pretrain.max_steps", "3"), "pretrain: give it whole or by its entries"),
         (("trian",), "trian: argument COMMAND: invalid choice"),
         ((), "treediff: the following arguments are required: COMMAND"),
         (("train", "seed"), "seed: not understood"),
