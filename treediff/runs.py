@@ -48,7 +48,7 @@ def open_run(cfg: Config, *stages: str) -> Path:
 
 def of_stages(values: Mapping[str, Any], *stages: str) -> dict[str, Any]:
     """Those of some switches' values that the outputs of the stages depend on; of a nested `pretrain` likewise."""
-    kept = {k: v for k, v in values.items() if k in SWITCHES and SWITCHES[k].metadata["stage"] in stages}
+    kept = {k: v for k, v in values.items() if k in SWITCHES and SWITCHES[k].stage in stages}
     return kept | ({"pretrain": of_stages(kept["pretrain"], *stages)} if "pretrain" in kept else {})
 
 
