@@ -154,6 +154,6 @@ def told_by_help(capsys, *argv):
 def test_the_help_tells_default_choices_and_the_paper_s_section(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "300")
     told = told_by_help(capsys, "train")
-    assert "--optimiser adamw|muon " in told
+    assert "--optimiser adamw|muon\n" in told
     assert "[tiny: 0.005; paper: 4.1]" in told
     assert "[paper: 5e-05; paper: 4.1]" in told_by_help(capsys, "train", "--preset=paper")
