@@ -1,7 +1,9 @@
 """The problems of a benchmark: TinyCode's, a file in EvalPlus's format, or EvalPlus's own download.
 
-problems, sha256 = load_benchmark("humaneval", Path("HumanEvalPlus-v0.1.10.jsonl.gz"))
-problems["HumanEval/0"]["prompt"]
+    problems, sha256 = load_benchmark("humaneval", Path("HumanEvalPlus-v0.1.10.jsonl.gz"))
+    problems["HumanEval/0"]["prompt"]
+
+A field that is missing is an error that names file and row.
 """
 
 from __future__ import annotations
@@ -114,7 +116,7 @@ def _download(name: str) -> Path:
             return Path(ready())
     except Exception as e:  # whatever urllib, gzip or the file system may raise
         raise UserError(
-            f"data: EvalPlus could not download {name} ({type(e).__name__}: {e}); give its .jsonl.gz file with --data."
+            f"{name}: EvalPlus could not download it ({type(e).__name__}: {e}); give its file with --problems."
         ) from None
 
 
