@@ -45,6 +45,7 @@ class Config:
         "3.4, C",
     )
     seed: int = switch(0, "run", "seed of data order, noise, masks, initialisation and sampling")
+    variant: str = switch("", "run", "a name for runs of other switches: their directory is <masking>-<variant>-seed<k>")
 
     # --- data ------------------------------------------------------------------------------------------------
     data: str = switch(
@@ -139,6 +140,9 @@ class Config:
     # --- backbone and adapter --------------------------------------------------------------------------------
     backbone: str = switch(
         "GSAI-ML/LLaDA-8B-Instruct", "train", "`pretrain` (made on the temporary), a LLaDA folder or a hub id", "A"
+    )
+    backbone_seed: int = switch(
+        -1, "train", "a backbone made on the temporary is that of the run none-seed<k> of this seed k; -1: of the same"
     )
     revision: str = switch("main", "train", "hub revision of backbone and tokenizer; pin a commit for a record")
     d_model: int = switch(4096, "train", "width of a backbone made on the temporary")
@@ -245,10 +249,11 @@ class Config:
 
     @property
     def run_dir(self) -> Path:
-        """runs/<preset>/<masking>-seed<k>: one run, the contract between the stages."""
+        """runs/<preset>/<masking>[-<variant>]-seed<k>: one run, the contract between the stages."""
         if self.model:
             return self.preset_dir / f"model-{re.sub('[^A-Za-z0-9._-]+', '-', self.model).strip('-.')}-seed{self.seed}"
-        return self.preset_dir / f"{self.masking}-seed{self.seed}"
+        variant = f"-{self.variant}" if self.variant else ""
+        return self.preset_dir / f"{self.masking}{variant}-seed{self.seed}"
 
     @property
     def rows_per_step(self) -> int:
@@ -260,8 +265,12 @@ class Config:
         return dataclasses.replace(self, **changes)
 
     def with_masking(self, masking: str) -> Config:
-        """The run beside this one with another masking; `none` takes the switches in `pretrain` as well."""
-        return self.but(masking=masking, **(self.pretrain if masking == "none" else {}))
+        """The run beside this one with another masking. `none` is the backbone that this run is fine-tuned from: of
+        `backbone_seed`, with the switches in `pretrain` as well."""
+        if masking != "none":
+            return self.but(masking=masking)
+        seed = self.seed if self.backbone_seed < 0 else self.backbone_seed
+        return self.but(masking=masking, seed=seed, backbone_seed=-1, variant="", **self.pretrain)
 
     def weights(self) -> list[float]:
         """Weight by label (tokens.LABELS): prompt, reasoning, default, skeleton, data, condition, control."""
@@ -463,6 +472,8 @@ def check(cfg: Config) -> None:
         "samples_per_task",
         "more than one sample needs a temperature, or all are the same",
     )
+    _demand(cfg.backbone_seed >= -1, "backbone_seed", "must be a seed, or -1 for the run's own")
+    _demand(bool(re.fullmatch("[a-z0-9_]*", cfg.variant)), "variant", "must be of lower-case letters, digits and _")
     for name in ("temperature", "guidance", "sample_processes"):
         _demand(getattr(cfg, name) >= 0, name, "must not be negative")
     _demand(0 <= cfg.threshold <= 1, "threshold", "must lie in [0, 1]")
@@ -497,6 +508,8 @@ def check(cfg: Config) -> None:
     )
     for name in cfg.pretrain:
         _demand(name in SWITCHES and name != "pretrain", "pretrain", f"holds {name!r}, which is no switch")
+        own = ("preset", "masking", "seed", "variant", "backbone_seed")
+        _demand(name not in own, "pretrain", f"holds {name!r}, which names the run; give backbone_seed for a seed")
 
 
 def _demand(ok: bool, name: str, text: str) -> None:

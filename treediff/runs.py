@@ -7,6 +7,7 @@ write_json(run_dir / "provenance.json", provenance(steps=300))
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -19,18 +20,25 @@ from treediff.errors import UserError
 from treediff.files import read_json, write_json
 
 
+SHARED_OUT = ("micro_batch", "accumulation", "processes")
+"""Switches whose product is the rows of an update. How a run shares them out changes its rounding, not its meaning."""
+
+
 def open_run(cfg: Config, *stages: str) -> Path:
     """The run directory, made for these switches, or refused if it was made for others.
 
-    Raises UserError naming the first switch that differs among those the `stages` depend on.
+    A trained run may have shared out the rows of its updates over other processes: it is what it is. Raises UserError
+    naming the first switch that differs among those the `stages` depend on.
     """
     path = cfg.run_dir / "config.json"
     if path.exists():
         found, mine = read_json(path), json.loads(json.dumps(cfg.as_dict(*stages)))
         for made in (found, mine):
             made["pretrain"] = of_stages(made.get("pretrain", {}), *stages)
+        done = (cfg.run_dir / "adapter").is_dir() or (cfg.run_dir / "model").is_dir()
+        same_update = done and rows_per_step(found) == cfg.rows_per_step
         for name, value in mine.items():
-            if found.get(name) != value and not _idle(cfg, name):
+            if found.get(name) != value and not _idle(cfg, name) and not (name in SHARED_OUT and same_update):
                 raise UserError(
                     f"{cfg.run_dir}: this run was made with {name} = {found.get(name)!r}, not {value!r}; "
                     f"give {name} that value, or set TREEDIFF_RUNS to another folder, or delete this one."
@@ -38,6 +46,11 @@ def open_run(cfg: Config, *stages: str) -> Path:
     else:
         write_json(path, cfg.as_dict())
     return cfg.run_dir
+
+
+def rows_per_step(made: Mapping[str, Any]) -> int:
+    """Rows of an update by the switches in a run's config.json."""
+    return math.prod(made.get(name, 0) for name in SHARED_OUT)
 
 
 def of_stages(values: Mapping[str, Any], *stages: str) -> dict[str, Any]:

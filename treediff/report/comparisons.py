@@ -20,7 +20,7 @@ from treediff.errors import UserError
 from treediff.files import read_json, read_jsonl
 from treediff.report.paper import HALVES, PAIRS
 from treediff.report.tables import cell
-from treediff.runs import of_stages
+from treediff.runs import SHARED_OUT, of_stages, rows_per_step
 from treediff.sampling.run import samples_path
 from treediff.scoring import stats
 from treediff.scoring.run import ledger_path
@@ -113,19 +113,28 @@ def _sha256(path: Path, changed_ns: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def ledger_settings(key: Key, run: Config, ledger: Ledger) -> dict[str, Any]:
+    """How the ledger's samples were made and scored."""
+    mine = {k: v for k, v in ledger["settings"].items() if "samples" not in k}
+    lines = read_jsonl(samples_path(run, *key))
+    return mine | {f"sampling {k}": v for k, v in next(iter(lines))["settings"].items()}
+
+
 def _same_settings(key: Key, runs: Runs) -> None:
     """Refuse runs whose ledgers of `key` cannot be compared."""
     known: dict[str, tuple[str, Any]] = {}
     for who, (run, ledger) in runs.items():
-        mine = {k: v for k, v in ledger["settings"].items() if "samples" not in k}
-        lines = read_jsonl(samples_path(run, *key))
-        mine |= {f"sampling {k}": v for k, v in next(iter(lines))["settings"].items()}
+        mine = ledger_settings(key, run, ledger)
         mine["tasks"] = sorted(ledger["tasks"])
         mine["samples per task"] = sorted({n for _, n in stats.counts(ledger, "base").values()})
         if len({r.seed for r, _ in runs.values()}) > 1:
             mine.pop("sampling seed", None)
         if (run.run_dir / "config.json").exists():
-            trained = of_stages(read_json(run.run_dir / "config.json"), "data", "train")
+            made = read_json(run.run_dir / "config.json")
+            trained = {k: v for k, v in of_stages(made, "data", "train").items() if k not in SHARED_OUT}
+            trained["rows_per_step"] = rows_per_step(made)
+            # Runs of several seeds may have several backbones: those of one seed have the same.
+            trained[f"backbone_seed (of seed {run.seed})"] = trained.pop("backbone_seed", -1)
             names = BACKBONE if run.masking == "none" else trained
             mine |= {f"training switch {n}": trained[n] for n in names if n in trained}
         for name, value in mine.items():
