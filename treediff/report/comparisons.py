@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -203,19 +204,27 @@ def comparisons(cfg: Config) -> list[dict[str, Any]]:
 
 
 def pooled(cfg: Config) -> list[dict[str, Any]]:
-    """The comparisons over all seeds that were run (stats.POOLING is the model); empty with one seed of each."""
+    """The comparisons of strategies with two runs (seeds) each at least: stats.pooled, p adjusted for all (Holm).
+
+    Runs are compared in pairs where both strategies have the same seeds and each seed its own backbone. `p_tasks` is the
+    exact sign-flip test over tasks: it speaks of these runs' models alone.
+    """
     out = []
     for key, runs in all_seeds(cfg).items():
         for one, two in COMPARED:
-            sides = [[stats.passed(v, "plus") for r, v in runs.values() if r.masking == s] for s in (one, two)]
-            if not all(sides) or sum(map(len, sides)) < 3:
+            sides = [{r.seed: stats.passed(v, "plus") for r, v in runs.values() if r.masking == s} for s in (one, two)]
+            if min(map(len, sides)) < 2:
                 continue
-            record = stats.pooled(*sides)
+            paired = cfg.backbone == "pretrain" and sides[0].keys() == sides[1].keys()
+            record = stats.pooled(*(list(of.values()) for of in sides), paired_runs=paired)
+            if record["p"] is None:
+                continue
+            means = [[sum((run[t] for run in of.values()), Fraction(0)) / len(of) for t in run0] for of, run0 in
+                     ((of, next(iter(sides[0].values()))) for of in sides)]
             head = {"benchmark": HALVES[key[0]][1], "T": key[1], "from": one, "to": two, "tasks": record["n"]}
-            head |= {k: 100 * record[k] for k in ("difference", "low", "high")}
-            head |= {k: record[k] for k in ("p", "p_seeds")}
-            mine = [name for name, (r, _) in runs.items() if r.masking in (one, two)]
-            out.append(head | {"runs": mine, "seeds": record["runs"]})
+            head |= {k: 100 * record[k] for k in ("difference", "low", "high")} | {"p": record["p"]}
+            head |= {"p_tasks": stats.sign_flip(zip(*means, strict=True)), "seeds": record["runs"], "paired": paired}
+            out.append(head | {"runs": [name for name, (r, _) in runs.items() if r.masking in (one, two)]})
     return _with_holm(out)
 
 
