@@ -45,7 +45,9 @@ class Config:
         "3.4, C",
     )
     seed: int = switch(0, "run", "seed of data order, noise, masks, initialisation and sampling")
-    variant: str = switch("", "run", "a name for runs of other switches: their directory is <masking>-<variant>-seed<k>")
+    variant: str = switch(
+        "", "run", "a name for runs of other switches: their directory is <masking>-<variant>-seed<k>"
+    )
 
     # --- data ------------------------------------------------------------------------------------------------
     data: str = switch(

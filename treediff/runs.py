@@ -19,7 +19,6 @@ from treediff.config import SWITCHES, Config
 from treediff.errors import UserError
 from treediff.files import read_json, write_json
 
-
 SHARED_OUT = ("micro_batch", "accumulation", "processes")
 """Switches whose product is the rows of an update. How a run shares them out changes its rounding, not its meaning."""
 
@@ -38,7 +37,7 @@ def open_run(cfg: Config, *stages: str) -> Path:
         done = (cfg.run_dir / "adapter").is_dir() or (cfg.run_dir / "model").is_dir()
         same_update = done and rows_per_step(found) == cfg.rows_per_step
         for name, value in mine.items():
-            if found.get(name) != value and not _idle(cfg, name) and not (name in SHARED_OUT and same_update):
+            if found.get(name) != value and not idle(cfg, name) and not (name in SHARED_OUT and same_update):
                 raise UserError(
                     f"{cfg.run_dir}: this run was made with {name} = {found.get(name)!r}, not {value!r}; "
                     f"give {name} that value, or set TREEDIFF_RUNS to another folder, or delete this one."
@@ -59,7 +58,7 @@ def of_stages(values: Mapping[str, Any], *stages: str) -> dict[str, Any]:
     return kept | ({"pretrain": of_stages(kept["pretrain"], *stages)} if "pretrain" in kept else {})
 
 
-def _idle(cfg: Config, name: str) -> bool:
+def idle(cfg: Config, name: str) -> bool:
     """Whether switch `name` cannot matter to this run: a backbone has no adapter and no tiers in its training."""
     if cfg.masking != "none":
         return False

@@ -1,6 +1,6 @@
 """The forest plot of a study: each run a point, and each comparison's pooled difference with its interval.
 
-    plot("Tiny+ at T = 96", arms, differences, {"the paper's HumanEval, T = 256: +2.5": 2.5})
+plot("Tiny+ at T = 96", arms, differences, {"the paper's HumanEval, T = 256: +2.5": 2.5})
 """
 
 from __future__ import annotations

@@ -206,8 +206,8 @@ def comparisons(cfg: Config) -> list[dict[str, Any]]:
 def pooled(cfg: Config) -> list[dict[str, Any]]:
     """The comparisons of strategies with two runs (seeds) each at least: stats.pooled, p adjusted for all (Holm).
 
-    Runs are compared in pairs where both strategies have the same seeds and each seed its own backbone. `p_tasks` is the
-    exact sign-flip test over tasks: it speaks of these runs' models alone.
+    Runs are compared in pairs where both strategies have the same seeds and each seed its own backbone. `p_tasks` is
+    the exact sign-flip test over tasks: it speaks of these runs' models alone.
     """
     out = []
     for key, runs in all_seeds(cfg).items():
@@ -219,8 +219,10 @@ def pooled(cfg: Config) -> list[dict[str, Any]]:
             record = stats.pooled(*(list(of.values()) for of in sides), paired_runs=paired)
             if record["p"] is None:
                 continue
-            means = [[sum((run[t] for run in of.values()), Fraction(0)) / len(of) for t in run0] for of, run0 in
-                     ((of, next(iter(sides[0].values()))) for of in sides)]
+            means = [
+                [sum((run[t] for run in of.values()), Fraction(0)) / len(of) for t in run0]
+                for of, run0 in ((of, next(iter(sides[0].values()))) for of in sides)
+            ]
             head = {"benchmark": HALVES[key[0]][1], "T": key[1], "from": one, "to": two, "tasks": record["n"]}
             head |= {k: 100 * record[k] for k in ("difference", "low", "high")} | {"p": record["p"]}
             head |= {"p_tasks": stats.sign_flip(zip(*means, strict=True)), "seeds": record["runs"], "paired": paired}

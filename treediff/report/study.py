@@ -5,8 +5,9 @@
     summary(cfg)["answer"]                  # what the page shows; None without a study
     publish(cfg, Path("docs/results"))      # study-<preset>.json.gz and .png, and study.md of all that lie there
 
-jobs.py makes the runs. What is compared, and what may be said, is planned in docs/study.md. Runs that differ in a switch
-that the study does not vary are refused with the switch named; a results.json that was edited or cut, by its hash.
+jobs.py makes the runs. What is compared, and what may be said, is planned in docs/study.md. Runs that differ in a
+switch that the study does not vary are refused with the switch named; a results.json that was edited or cut, by its
+hash.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from treediff.config import SWITCHES, Config, resolve
+from treediff.data import benchmarks
 from treediff.errors import UserError
 from treediff.figures import forest, plots
 from treediff.files import read_json, read_jsonl, whole, write_json
 from treediff.report.comparisons import ledger_settings
 from treediff.report.paper import HALVES, PAPER
-from treediff.runs import SHARED_OUT, of_stages, open_run, provenance
+from treediff.runs import SHARED_OUT, idle, of_stages, open_run, provenance
 from treediff.sampling import run as sampling
 from treediff.scoring import stats
 from treediff.scoring.run import ledger_path
@@ -88,11 +90,12 @@ class Study:
         _demand(not self.cfg.model, "model: a study compares trainings; it takes no model of somebody else's.")
         given = self.cfg.backbone != "pretrain"
         _demand(not (given and self.backbones > 1), f"backbones: there is one, {self.cfg.backbone}.")
-        backbone = of_stages(self.run(Arm("none"), self.cfg.seed).as_dict(), "data", "train")
+        first = self.run(Arm("none"), self.cfg.seed)
+        backbone = of_stages(first.as_dict(), "data", "train")
         for arm in self.arms:
             theirs = of_stages(self.run(arm, self.cfg.seed).with_masking("none").as_dict(), "data", "train")
             for name in backbone:
-                if theirs[name] != backbone[name] and name not in _NOT_IN_A_BACKBONE:
+                if theirs[name] != backbone[name] and not idle(first, name):
                     raise UserError(
                         f"arm: {arm.name} sets {name}, which changes the backbone that all share; keep the backbone's "
                         f"by --pretrain.{name}, or make another study."
@@ -121,10 +124,6 @@ class Study:
         keys = {"seeds": self.seeds, "backbones": self.backbones, "first_seed": self.cfg.seed}
         switches = {k: v for k, v in self.cfg.as_dict().items() if k not in ("masking", "seed", "variant")}
         return {"preset": self.cfg.preset, "arms": arms, **keys, "switches": switches}
-
-
-_NOT_IN_A_BACKBONE = ("tier_weights", "default_weight", "budget", "random_budget", *SHARED_OUT)
-_NOT_IN_A_BACKBONE += ("lora_rank", "lora_alpha", "lora_dropout")
 
 
 def _demand(ok: bool, text: str) -> None:
@@ -174,7 +173,9 @@ def arms(
             _demand(name not in arm.switches, f"arm: {name} cannot differ between the arms of a study.")
         for name in arm.switches:
             stage = SWITCHES[name].metadata["stage"]
-            _demand(stage in ("data", "train"), f"arm: {name} does not change the training; a study compares trainings.")
+            _demand(
+                stage in ("data", "train"), f"arm: {name} does not change the training; a study compares trainings."
+            )
     return tuple(found)
 
 
@@ -195,7 +196,7 @@ def finished(cfg: Config) -> bool:
         ledger = read_json(path)
         if ledger["settings"].get("samples_sha256") != hashlib.sha256(samples.read_bytes()).hexdigest():
             return False
-        if cfg.limit and len(ledger["tasks"]) != cfg.limit:
+        if ledger["tasks"].keys() != benchmarks.benchmark_problems(cfg, ledger["benchmark"]).keys():
             return False
     return True
 
@@ -267,7 +268,7 @@ def collect(study: Study, why: Mapping[str, str] | None = None) -> dict[str, Any
                 "run": name,
                 "arm": "none" if cfg.masking == "none" else name.rpartition("-seed")[0],
                 "seed": cfg.seed,
-                "backbone": cfg.with_masking("none").seed,
+                "backbone": cfg.with_masking("none").seed if cfg.backbone == "pretrain" else cfg.backbone,
                 "command": command(_as_made(cfg)),
                 "seconds": seconds,
                 **{k: about.get(k) for k in ("time", "commit", "changed_files", "machine", "python", "versions")},
@@ -427,14 +428,29 @@ def pooled(results: Mapping[str, Any]) -> dict[str, Any]:
         for one, two in pairs(results):
             if len(by.get(one, ())) < 2 or len(by.get(two, ())) < 2:
                 continue
-            r = stats.pooled(by[one], by[two])
-            record = head | {"from": one, "to": two, "runs": r["runs"], "items": len(results["ledgers"][o.ledger]["items"])}
-            record |= {k: 100 * r[k] for k in ("difference", "low", "high")}
+            paired = results["study"]["backbones"] > 1
+            sides = [_by_backbone(of[arm], by[arm]) if paired else by[arm] for arm in (one, two)]
+            if paired:  # backbones that both have
+                shared = sorted(set.intersection(*map(set, sides)))
+                sides = [[side[b] for b in shared] for side in sides]
+            if min(map(len, sides)) < 2:
+                continue
+            r = stats.pooled(*sides, paired_runs=paired)
+            record = head | {"from": one, "to": two, "runs": [len(by[one]), len(by[two])], "paired": paired}
+            record |= {"items": len(results["ledgers"][o.ledger]["items"]), "units": r["n"]}
+            record |= {k: None if r[k] is None else 100 * r[k] for k in ("difference", "low", "high")}
             sds = [x["sd"] for x in rates if x["outcome"] == o.title and x["arm"] in (one, two)]
-            record |= {"p": r["p_seeds"], "sd": (sum(s * s for s in sds) / len(sds)) ** 0.5}
-            compared.append(record)
+            compared.append(record | {"p": r["p"], "sd": (sum(s * s for s in sds) / len(sds)) ** 0.5})
     _decide(compared, pairs(results)[:1])
     return {"comparisons": compared, "rates": rates}
+
+
+def _by_backbone(runs: Sequence[Mapping[str, Any]], vectors: Sequence[stats.Passes]) -> dict[int, stats.Passes]:
+    """The mean result of the runs of each backbone: its runs are no independent ones."""
+    of: dict[int, list[stats.Passes]] = {}
+    for run, vector in zip(runs, vectors, strict=True):
+        of.setdefault(run["backbone"], []).append(vector)
+    return {b: {item: Fraction(sum(v[item] for v in vs)) / len(vs) for item in vs[0]} for b, vs in of.items()}
 
 
 def _decide(compared: list[dict[str, Any]], primary: list[tuple[str, str]]) -> None:
@@ -444,27 +460,28 @@ def _decide(compared: list[dict[str, Any]], primary: list[tuple[str, str]]) -> N
     for family in (first, rest):
         adjusted = stats.holm([1.0 if r["p"] is None else r["p"] for r in family])
         for r, p in zip(family, adjusted, strict=True):
-            r["p_adjusted"] = p
-            r["claimed"] = p < 0.05 and not r["low"] <= 0 <= r["high"]
+            r["p_adjusted"], r["claimed"] = p, p < 0.05
 
 
 def sentence(r: Mapping[str, Any]) -> str:
     """What a comparison allows to be said (docs/study.md, What will be said)."""
     one, two = (_title(*_parts(r[k])) for k in ("from", "to"))
     runs = "{1} and {0} runs".format(*r["runs"]) if r["runs"][0] != r["runs"][1] else f"{r['runs'][0]} runs each"
-    found = f"{r['difference']:+.1f} points [{r['low']:+.1f}, {r['high']:+.1f}] ({runs})"
-    head = f"{two} against {one}: {found}: "
+    if r["p"] is None:
+        return f"{two} against {one}: {r['difference']:+.1f} points ({runs}): how much of it is chance is unknown."
+    head = f"{two} against {one}: {r['difference']:+.1f} points [{r['low']:+.1f}, {r['high']:+.1f}] ({runs}): "
     if r["claimed"]:
         better, worse = (two, one) if r["difference"] > 0 else (one, two)
         return head + f"on this test bed, {better} is better than {worse}."
+    if r["p"] < 0.05:
+        return head + "no difference is claimed, since it does not outlast the adjustment for all comparisons."
     if r["high"] < EFFECT:
-        return head + f"no difference can be told, and one of the paper's size (+{EFFECT}) is not there on this test bed."
-    if r["low"] > 0:
-        return head + "no difference is claimed: the interval leaves out zero, the test over runs does not bear it."
-    needed = stats.seeds_needed(EFFECT, r["sd"]) if r["sd"] > 0 else 2
+        return (
+            head + f"no difference can be told, and one of the paper's size (+{EFFECT}) is not there on this test bed."
+        )
     return head + (
-        f"it cannot be told: the interval holds both no difference and one of the paper's size (+{EFFECT}), which would "
-        f"need about {needed} runs of each."
+        f"it cannot be told: the interval holds both no difference and one of the paper's size (+{EFFECT}), which "
+        f"would need about {stats.seeds_needed(EFFECT, r['sd'])} runs of each."
     )
 
 
@@ -535,6 +552,7 @@ def figure(facts: Mapping[str, Any]) -> Any:
             r["primary"],
         )
         for r in facts["comparisons"]
+        if r["p"] is not None
     ]
     lines = {f"the paper's {name}: {v:+.1f}": v for name, v in facts["paper"].items()}
     return forest.plot(main[0]["outcome"] if main else "", arms, rows, lines)
@@ -559,10 +577,11 @@ def markdown(results: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     for r in facts["comparisons"]:
         name = f"{facts['arms'][r['to']]} minus {facts['arms'][r['from']]}"
         ps = ["" if p is None else f"{p:.2g}" for p in (r["p"], r["p_adjusted"])]
-        cells = [name, r["outcome"], f"{r['difference']:+.2f}", f"{r['low']:+.2f} to {r['high']:+.2f}", *ps]
+        ends = "unknown" if r["low"] is None else f"{r['low']:+.2f} to {r['high']:+.2f}"
+        cells = [name, r["outcome"], f"{r['difference']:+.2f}", ends, *ps]
         lines.append("| " + " | ".join([*cells, "yes" if r["claimed"] else "no"]) + " |")
     lines += ["", "The first row is the primary comparison, tested alone; the others are adjusted together (Holm). "]
-    lines[-1] += "Intervals resample runs and items (whole programs where items are nodes). Plan: docs/study.md."
+    lines[-1] += f"{stats.POOLING} Items of one program are one task here. The plan: docs/study.md."
     where = [
         f"{len(results['runs'])} runs, {facts['seconds'] / 3600:.1f} hours of work",
         "commit " + ", ".join(c[:12] for c in facts["commits"]),
@@ -595,7 +614,7 @@ def write(study: Study, why: Mapping[str, str] | None = None) -> dict[str, Any]:
 
 
 def publish(cfg: Config, folder: Path) -> Path:
-    """Write this preset's results, compressed, and its figure to `folder`, and study.md of all results that lie there."""
+    """Write this preset's results, compressed, to `folder`, and study.md and the figures of all that lie there."""
     results = load(cfg.preset_dir / "study" / "results.json")
     with whole(folder / f"study-{cfg.preset}.json.gz") as temporary:
         temporary.write_bytes(gzip.compress(json.dumps(results).encode(), mtime=0))
