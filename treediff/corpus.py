@@ -3,7 +3,7 @@
     for row in rows(cfg):
         record = encode(cfg, tok, example(row))     # or Dropped, whose text says why the row cannot serve
 
-Sources: TinyCode (made on the spot), a local JSONL or Parquet file, or a hub data set, all in OpenCodeReasoning's
+Sources: TinyCode (made on the spot), functions of Python's standard library, a local JSONL or Parquet file, or a hub data set, all in OpenCodeReasoning's
 columns (`id`, `input`, `output`, and `solution` where there is one). A whole data set is made by prepare.py.
 """
 
@@ -63,8 +63,9 @@ class Example:
         return f"{head}{self.code}\n```", start, start + len(self.code.encode())
 
 
-def example(row: dict[str, Any], language: str = "python") -> Example:
-    """Split a row into its three regions (3.2, A.3). Raises Dropped with the reason if it has not all of them."""
+def example(row: dict[str, Any], language: str = "python", empty_reasoning: str = "drop") -> Example:
+    """Split a row into its three regions (3.2, A.3). Raises Dropped with the reason if it has not all of them; the
+    reasoning may be empty where `empty_reasoning` is `keep`."""
     output, problem = row.get("output"), row.get("input")
     if not isinstance(output, str) or not isinstance(problem, str):
         raise Dropped("no input or output column")
@@ -80,7 +81,7 @@ def example(row: dict[str, Any], language: str = "python") -> Example:
     reasoning, closed, rest = rest.rpartition("</think>")
     if not closed:
         raise Dropped("<think> never closed")
-    if not reasoning.strip():
+    if not reasoning.strip() and empty_reasoning == "drop":
         raise Dropped("empty reasoning")
     names = ("", *syntax.table_of(language).fences.split())
     blocks = [m["code"] for m in _FENCE.finditer(rest) if m["language"].lower() in names]
@@ -239,6 +240,10 @@ def raw_rows(cfg: Config) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
         from treediff import tinycode
 
         yield from enumerate(tinycode.training(cfg.rows, cfg.data_seed))
+    elif cfg.data == "stdlib":
+        from treediff import stdlib
+
+        yield from enumerate(stdlib.rows())
     elif Path(cfg.data).suffix in (".jsonl", ".json"):
         yield from _lines(Path(cfg.data))
     elif Path(cfg.data).suffix == ".parquet":
@@ -259,7 +264,7 @@ def raw_rows(cfg: Config) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
         except Exception as e:  # the hub's errors have no common base; all mean that the data is out of reach
             reason = str(e).strip().splitlines()[0]
             raise UserError(
-                f"data: {cfg.data} is no `tinycode`, no .jsonl or .parquet file and no reachable data set ({reason})."
+                f"data: {cfg.data} is no `tinycode`, no `stdlib`, no .jsonl or .parquet file and no reachable data set ({reason})."
             ) from None
 
 
@@ -318,16 +323,21 @@ def _examples(cfg: Config) -> Iterator[Example]:
     """The rows that can serve, whatever their length."""
     for row in rows(cfg):
         with suppress(Dropped):
-            yield example(row, cfg.language)
+            yield example(row, cfg.language, cfg.empty_reasoning)
 
 
-_TOKENIZER_SWITCHES = ("data", "data_split", "rows", "data_seed", "vocab_size", "language")
+_TOKENIZER_SWITCHES = ("data", "data_split", "rows", "data_seed", "vocab_size", "language", "empty_reasoning")
 
 
 def data_stamp(cfg: Config) -> Any:
-    """What stands for the rows: a file's size and time; TinyCode's own source; nothing for a hub data set."""
+    """What stands for the rows: a file's size and time; TinyCode's own source; Python's version and the standard
+    library's files; nothing for a hub data set."""
     if cfg.data == "tinycode":
         return _tinycode()
+    if cfg.data == "stdlib":
+        from treediff import stdlib
+
+        return stdlib.stamp()
     source = Path(cfg.data)
     return [source.stat().st_size, source.stat().st_mtime_ns] if source.is_file() else []
 

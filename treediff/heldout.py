@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from treediff import batch, corpus, masking, prepare, tokens
+from treediff import batch, corpus, masking, prepare, stdlib, tokens
 from treediff.config import Config, whole
 
 if TYPE_CHECKING:
@@ -60,15 +60,17 @@ def _fresh(cfg: Config, runs: list[Config]) -> Iterator[dict[str, Any]]:
     seen: set[int] = set()
     for run in runs:
         seen |= set(prepare.prepared(run)["uid"][:].tolist())
-    if cfg.data != "tinycode" and not prepare.stats(cfg)["rows"]["not_chosen"]:
+    if cfg.data not in ("tinycode", "stdlib") and not prepare.stats(cfg)["rows"]["not_chosen"]:
         return  # every row that can serve is trained on
     tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
     # A problem set made on the spot is made anew; a file or a hub's data set is read from its beginning.
-    source = cfg.but(rows=4 * cfg.eval_rows, data_seed=_DATA_SEED)
-    for number, row in islice(corpus.raw_rows(source), _MOST):
+    source = corpus.raw_rows(cfg.but(rows=4 * cfg.eval_rows, data_seed=_DATA_SEED))
+    if cfg.data == "stdlib":  # other modules
+        source = enumerate(stdlib.rows(held_out=True))
+    for number, row in islice(source, _MOST):
         try:
             row = {"id": str(number), **corpus.read_row(cfg.data, number, row)}
-            example = corpus.example(row, cfg.language)
+            example = corpus.example(row, cfg.language, cfg.empty_reasoning)
             if corpus.uid(example) in seen:
                 continue
             record = corpus.encode(cfg, tok, example)

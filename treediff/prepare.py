@@ -209,7 +209,7 @@ def encode_part(cfg: Config, path: Path, rows: list[tuple[int, Any]]) -> int:
     for number, raw in rows:
         row = corpus.read_row(cfg.data, number, raw)
         try:
-            ex = corpus.example({"id": str(number), **row}, cfg.language)
+            ex = corpus.example({"id": str(number), **row}, cfg.language, cfg.empty_reasoning)
             records.append({"row": number, **corpus.encode(cfg, tok, ex)})
         except Dropped as reason:
             dropped[str(reason)] += 1
@@ -264,7 +264,7 @@ def _publish(cfg: Config, files: list[Path], spot: Path, mark: str) -> None:
     checked = _check(cfg, sorted(spot.glob("*.arrow")))
     rows = {"read": read, "dropped": dict(dropped.most_common()), "usable": len(fit)}
     rows |= {"not_chosen": len(fit) - len(chosen), "kept": len(chosen)}
-    known = {"fingerprint": mark, "data": cfg.data, "tokenizer": cfg.tokenizer, "rows": rows}
+    known = {"fingerprint": mark, "data": cfg.data, "source": corpus.data_stamp(cfg), "tokenizer": cfg.tokenizer, "rows": rows}
     write_json(
         spot / "stats.json", known | tally.as_dict() | {"contamination": checked, "switches": cfg.as_dict("data")}
     )
