@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from treediff import syntax, tokens
+from treediff.masking import tokens
+from treediff.masking.tiers import byte_tiers, error_bytes, node_spans, parse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -61,14 +62,14 @@ def clocked(tok: PreTrainedTokenizerFast, files: list[bytes]) -> tuple[dict[str,
             else:
                 ids = np.array(backend.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.int32)
             lap(stage)
-        parsed = syntax.parse(raw)
+        parsed = parse(raw)
         lap("parse")
         assert len(parsed.nodes.kind)
         lap("nodes")
-        tiers = syntax.byte_tiers(parsed)
-        syntax.error_bytes(parsed)
+        tiers = byte_tiers(parsed)
+        error_bytes(parsed)
         lap("tiers")
-        spans = syntax.node_spans(parsed)
+        spans = node_spans(parsed)
         lap("spans")
         starts = tokens.place(tok, ids, raw)
         lap("place")

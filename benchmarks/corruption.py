@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from treediff import masking, syntax
-from treediff.config import provenance, resolve
-from treediff.tokens import CODE, REASONING
+from treediff.config import resolve
+from treediff.masking import rules, tiers
+from treediff.masking.tokens import CODE, REASONING
+from treediff.runs import provenance
 
 
 def batch(rows: int, length: int) -> tuple[torch.Tensor, list[np.ndarray]]:
@@ -29,10 +30,10 @@ def batch(rows: int, length: int) -> tuple[torch.Tensor, list[np.ndarray]]:
         source = next(files).read_bytes()
         if len(source) < 4 * half:
             continue
-        parsed = syntax.parse(source[: 4 * half])
-        code = CODE + syntax.byte_tiers(parsed)[::4]
+        parsed = tiers.parse(source[: 4 * half])
+        code = CODE + tiers.byte_tiers(parsed)[::4]
         labels.append(np.concatenate([np.full(length - half, REASONING, np.uint8), code.astype(np.uint8)]))
-        span = syntax.node_spans(parsed)
+        span = tiers.node_spans(parsed)
         span[:, :2] = -(-span[:, :2] // 4) + length - half
         spans.append(span[span[:, 1] > span[:, 0]])
     return torch.from_numpy(np.array(labels)), spans
@@ -69,13 +70,13 @@ def main() -> None:
     uid = torch.arange(args.rows)
     count = labels.numel()
     cfg = resolve("paper", masking="ast")
-    p = masking.noise_level(cfg, uid, 0, 1)
+    p = rules.noise_level(cfg, uid, 0, 1)
     draw = np.random.default_rng(0)
     slow = seconds(lambda: literal(np.array(cfg.weights()), labels.numpy(), p.numpy(), draw), 3)
     result = {"literal Algorithm 1": {"tokens_per_s": round(count / slow), "ratio": 1.0}}
     for name in ("random", "ast", "ast_span"):
         run = cfg.but(masking=name)
-        fast = seconds(lambda run=run: masking.corrupt(run, labels, spans, uid, 0, p), 200)
+        fast = seconds(lambda run=run: rules.corrupt(run, labels, spans, uid, 0, p), 200)
         result[name] = {"tokens_per_s": round(count / fast), "ratio": round(slow / fast, 1)}
     for name, line in result.items():
         print(f"{name:20} {line['tokens_per_s'] / 1e6:8.2f} M tokens/s   {line['ratio']:9.1f} x the literal loop")

@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
-from treediff import model, sample
-from treediff.config import provenance
+from treediff.model import llada
+from treediff.runs import provenance
+from treediff.sampling import decode
 
 SCALES: dict[str, dict[str, int]] = {
     "llada": {"d_model": 4096, "n_layers": 32, "n_heads": 32, "mlp_hidden_size": 12288, "vocab_size": 126464},
@@ -75,7 +76,7 @@ def machine_rates(device: str, dtype: torch.dtype, scale: str) -> dict[str, floa
 
 
 def floor(
-    shape: dict[str, int], how: sample.Decoding, rows: int, width: int, rates: dict[str, float], size: int
+    shape: dict[str, int], how: decode.Decoding, rows: int, width: int, rates: dict[str, float], size: int
 ) -> dict[str, float]:
     """FLOPs, bytes and the least time [ms] of one step, a mean over a block's steps.
 
@@ -100,7 +101,7 @@ def floor(
 
 
 def measure(
-    net: torch.nn.Module, prompts: list[list[int]], how: sample.Decoding, device: str, blocks: int
+    net: torch.nn.Module, prompts: list[list[int]], how: decode.Decoding, device: str, blocks: int
 ) -> tuple[float, int]:
     """Milliseconds per step over `blocks` blocks after the first, and the peak of memory [bytes]."""
     per_block = how.steps // (how.gen_length // how.block_length)
@@ -119,7 +120,7 @@ def measure(
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(Enough):
-        sample.decode(net, prompts, how, watch=watch)
+        decode.decode(net, prompts, how, watch=watch)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     return 1e3 * (marks[1] - marks[0]) / (per_block * blocks), peak
 
@@ -138,7 +139,7 @@ def main() -> None:
         sys.exit("gpu_sample: LLaDA's shape needs a GPU; --scale tiny runs on a CPU.")
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     shape = SCALES[args.scale]
-    net = model.random_backbone(shape, dtype, device)
+    net = llada.random_backbone(shape, dtype, device)
     rates = machine_rates(device, dtype, args.scale)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     print(f"{name}: matmul {rates['flop_per_s'] / 1e12:.1f} TFLOP/s, copy {rates['bytes_per_s'] / 1e9:.0f} GB/s")
@@ -155,7 +156,7 @@ def main() -> None:
             for mode, change in MODES.items():
                 switches = {k: v for k, v in change.items() if k != "share"}
                 steps = length // change.get("share", 1)
-                how = sample.Decoding(mask, (eos,), length, steps, args.block, early_exit=False, **switches)
+                how = decode.Decoding(mask, (eos,), length, steps, args.block, early_exit=False, **switches)
                 low = floor(shape, how, rows, max(sizes) + length, rates, dtype.itemsize)
                 least = max(low["compute_ms"], low["memory_ms"])
                 ms, peak = measure(net, prompts, how, device, min(args.blocks, length // args.block - 1))

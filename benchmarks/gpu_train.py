@@ -20,8 +20,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from treediff import batch, launch, loss, memory, model, plan, train
-from treediff.config import Config, provenance, resolve, write_json
+from treediff.config import Config, resolve
+from treediff.files import write_json
+from treediff.model import llada, lora
+from treediff.model.forward import hidden_states, lm_head
+from treediff.runs import provenance
+from treediff.training import batch, launch, loss, memory, plan, train
 
 MASK, EOS = 126336, 126081
 VARIANTS = {
@@ -61,7 +65,7 @@ def backbone(scale: str, device: torch.device) -> nn.Module:
     """Random weights of the scale's shape, made on the device in bf16."""
     torch.manual_seed(0)
     shape = {**SHAPES[scale], "vocab_size": SHAPES[scale]["embedding_size"], "eos_token_id": EOS}
-    return model.random_backbone(shape, torch.bfloat16, str(device))
+    return llada.random_backbone(shape, torch.bfloat16, str(device))
 
 
 class Obvious(loss.Denoiser):
@@ -75,8 +79,8 @@ class Obvious(loss.Denoiser):
         from transformers.loss.loss_utils import ForMaskedLMLoss
 
         mask = torch.zeros_like(noisy, dtype=torch.bool).flatten().index_fill(0, places, True).view(noisy.shape)
-        hidden = model.encode(self.backbone, noisy, seen)
-        head = model.head(self.backbone)
+        hidden = hidden_states(self.backbone, noisy, seen)
+        head = lm_head(self.backbone)
         if self.variant == "boolean_index":
             ce = loss.masked_cross_entropy(head, hidden[mask], targets)
             return (ce * weight).sum(), ce.detach()
@@ -116,7 +120,7 @@ def measure(scale: str, variant: str, steps: int) -> dict[str, Any]:
     deepspeed.init_distributed(verbose=False)
     cfg = config(scale, variant)
     rate = matrix_rate(device, 8192 if cuda else 256)
-    net = model.add_lora(backbone(scale, device), cfg)
+    net = lora.add_lora(backbone(scale, device), cfg)
     if cfg.gradient_checkpointing:
         train.recompute(net)
     size = plan.Size.of(net)

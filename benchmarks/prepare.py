@@ -33,15 +33,17 @@ from typing import Any
 import numpy as np
 import psutil
 
-from treediff import corpus, prepare, tinycode
-from treediff.config import Config, resolve, whole
+from treediff import pipeline
+from treediff.config import Config, resolve
+from treediff.data import prepare, tinycode
+from treediff.files import read_jsonl, read_row, whole
 
 
 def generate(path: Path, traces: Path, rows: int, mean: int) -> np.ndarray:
     """Write the rows to `path`; their lengths [bytes]."""
     rng, draw = random.Random(0), np.random.default_rng(0)
     lengths = np.clip(draw.lognormal(np.log(mean) - 0.8**2 / 2, 0.8, rows), 500, 20 * mean).astype(int)
-    text = "".join(r["output"].partition("</think>")[0].removeprefix("<think>") for r in corpus.read_jsonl(traces))
+    text = "".join(r["output"].partition("</think>")[0].removeprefix("<think>") for r in read_jsonl(traces))
     pieces = text.split("\n\n")
     problems = tinycode.training(4000, 0)
     with path.open("w", encoding="utf-8") as file:
@@ -63,7 +65,7 @@ def tokenize(cfg: Config, rows: list[tuple[int, Any]]) -> int:
     """The tokenizer alone on a chunk of rows: how many tokens."""
     tok = prepare._tokenizer(cfg.tokenizer, cfg.revision).backend_tokenizer
     tok.encode_special_tokens = True
-    read = (corpus.read_row("", n, row) for n, row in rows)
+    read = (read_row("", n, row) for n, row in rows)
     return sum(len(tok.encode(r["input"] + r["output"], add_special_tokens=False).ids) for r in read)
 
 
@@ -114,8 +116,8 @@ def main() -> None:
         cfg = resolve("paper", **switches)
         cases = {
             "tokenizer alone": lambda: tokenizer_alone(cfg),
-            "prepare, rows whole": lambda: prepare.stats(cfg.but(max_length=10_000_000), Path(folder, "whole")),
-            "prepare at 4,096": lambda: prepare.stats(cfg, Path(folder, "out")),
+            "prepare, rows whole": lambda: pipeline.statistics(cfg.but(max_length=10_000_000), Path(folder, "whole")),
+            "prepare at 4,096": lambda: pipeline.statistics(cfg, Path(folder, "out")),
         }
         if not args.runs:
             cases = {"prepare at 4,096": cases["prepare at 4,096"]}

@@ -25,8 +25,15 @@ from typing import Any
 
 import torch
 
-from treediff import answers, model, sample
-from treediff.config import provenance, resolve
+from treediff import pipeline
+from treediff.config import resolve
+from treediff.data import benchmarks
+from treediff.model import forward, llada
+from treediff.runs import provenance
+from treediff.sampling import diffusion
+from treediff.sampling.decode import Decoded, Decoding, canvas, commits_per_step, decode
+from treediff.sampling.prompts import answer_text, extract, prompt_ids
+from treediff.scoring import score, stats
 
 MASK, EOS = 126336, 126081
 MODES: dict[str, dict[str, Any]] = {
@@ -42,9 +49,9 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 @torch.no_grad()
-def literal(net: torch.nn.Module, prompts: Sequence[Sequence[int]], how: sample.Decoding) -> sample.Decoded:
+def literal(net: torch.nn.Module, prompts: Sequence[Sequence[int]], how: Decoding) -> Decoded:
     """LLaDA's published loop: logits of every position, softmax over the vocabulary in float64, topk, no early end."""
-    x, seen = sample.canvas(prompts, how.gen_length, how.mask_id)
+    x, seen = canvas(prompts, how.gen_length, how.mask_id)
     if seen is not None:
         x[seen == 0] = how.ends[0]  # padding is no mask to fill
     start = x.shape[1] - how.gen_length
@@ -52,10 +59,10 @@ def literal(net: torch.nn.Module, prompts: Sequence[Sequence[int]], how: sample.
     steps = how.steps // blocks
     for block in range(blocks):
         begin, end = (start + (block + i) * how.block_length for i in (0, 1))
-        counts = [sample.commits_per_step(int(n), steps) for n in (x[:, begin:end] == how.mask_id).sum(1)]
+        counts = [commits_per_step(int(n), steps) for n in (x[:, begin:end] == how.mask_id).sum(1)]
         for i in range(steps):
             masked = x == how.mask_id
-            logits = model.head(net)(model.encode(net, x, seen))
+            logits = forward.lm_head(net)(forward.hidden_states(net, x, seen))
             x0 = logits.argmax(-1)
             p = torch.softmax(logits.to(torch.float64), -1)
             confidence = p.gather(-1, x0[..., None])[..., 0]
@@ -65,7 +72,7 @@ def literal(net: torch.nn.Module, prompts: Sequence[Sequence[int]], how: sample.
                 chosen = confidence[row].topk(counts[row][i]).indices
                 x[row, chosen] = x0[row, chosen]
     none = torch.zeros(len(x))
-    return sample.Decoded(x[:, start:], none, none, none, none, how.steps)
+    return Decoded(x[:, start:], none, none, none, none, how.steps)
 
 
 def tokens_before_end(ids: torch.Tensor, ends: Sequence[int]) -> list[list[int]]:
@@ -75,7 +82,7 @@ def tokens_before_end(ids: torch.Tensor, ends: Sequence[int]) -> list[list[int]]
 
 
 def rounds(
-    net: torch.nn.Module, batches: list[list[list[int]]], how: sample.Decoding, modes: Sequence[str], times: int
+    net: torch.nn.Module, batches: list[list[list[int]]], how: Decoding, modes: Sequence[str], times: int
 ) -> dict[str, dict[str, Any]]:
     """Decode all batches in every mode, `times` times in turn: answers, seconds by round and row-forwards by mode."""
     out: dict[str, dict[str, Any]] = {mode: {"seconds": [], "cpu": []} for mode in modes}
@@ -85,9 +92,9 @@ def rounds(
             if "steps" in change:
                 change["steps"] = int(how.steps * change["steps"])
             mine = dataclasses.replace(how, **change)
-            decode = literal if mode == "literal" else sample.decode
+            loop = literal if mode == "literal" else decode
             begin, cpu = time.perf_counter(), time.process_time()
-            done = [decode(net, batch, mine) for batch in batches]
+            done = [loop(net, batch, mine) for batch in batches]
             out[mode]["seconds"].append(time.perf_counter() - begin)
             out[mode]["cpu"].append(time.process_time() - cpu)
             out[mode]["forwards"] = sum(d.forwards for d in done)
@@ -136,9 +143,9 @@ def show(records: list[dict[str, Any]]) -> None:
 
 def random_weights(args: argparse.Namespace) -> list[dict[str, Any]]:
     cfg = resolve("tiny", d_model=args.d_model, n_layers=args.n_layers, mlp_hidden=3 * args.d_model)
-    net = model.new_backbone(cfg, 126464, EOS, MASK)
+    net = llada.new_backbone(cfg, 126464, EOS, MASK)
     prompt = torch.randint(0, 126_000, (args.batch, args.prompt), generator=torch.Generator().manual_seed(0))
-    how = sample.Decoding(MASK, (EOS,), args.length, args.length, 32)
+    how = Decoding(MASK, (EOS,), args.length, args.length, 32)
     print(f"d_model {args.d_model}, {args.n_layers} layers, vocabulary 126464, {args.batch} x {args.length} tokens")
     modes = ["literal", "exact", "prefix cache", "dual cache"]
     return table(rounds(net, [prompt.tolist()], how, modes, args.rounds))
@@ -146,16 +153,15 @@ def random_weights(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def trained_run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A trained run on TinyCode: the same, and pass@1 with the paired interval of its difference to the exact mode."""
-    from treediff import corpus, score, stats, tokens
 
     cfg = resolve("tiny", masking=args.run, limit=args.limit, lengths=[args.length], precision=args.precision)
-    tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
-    net = answers.load_run(cfg)
-    problems = answers.benchmark_problems(cfg, "tinycode")
-    prompts = {task: answers.prompt_ids(cfg, tok, p["prompt"])[0] for task, p in problems.items()}
+    tok = pipeline.tokenizer(cfg)
+    net = diffusion.load_run(cfg)
+    problems = benchmarks.benchmark_problems(cfg, "tinycode")
+    prompts = {task: prompt_ids(cfg, tok, p["prompt"])[0] for task, p in problems.items()}
     order = sorted(prompts, key=lambda task: len(prompts[task]))
     batches = [[prompts[t] for t in order[i : i + args.batch]] for i in range(0, len(order), args.batch)]
-    how = answers.decoding(cfg, tok, args.length)
+    how = diffusion.decoding(cfg, tok, args.length)
     print(f"{cfg.run_dir.name}, {len(order)} problems in batches of {args.batch}, T = {args.length}, {args.precision}")
     out = rounds(net, batches, how, list(MODES), args.rounds)
     records, ledgers = table(out), {}
@@ -163,12 +169,12 @@ def trained_run(args: argparse.Namespace) -> list[dict[str, Any]]:
         for mode, found in out.items():
             lines = []
             for task, ids in zip(order, found["answers"], strict=True):
-                text = answers.answer_text(tok, ids)
-                program = answers.extract(text, problems[task]["entry_point"], cfg.extract)
+                text = answer_text(tok, ids)
+                program = extract(text, problems[task]["entry_point"], cfg.extract)
                 lines.append(json.dumps({"task_id": task, "solution": program}) + "\n")
             samples = Path(folder) / f"{mode}.jsonl"
             samples.write_text("".join(lines))
-            data = corpus.benchmark_file(cfg, "tinycode")
+            data = benchmarks.benchmark_file(cfg, "tinycode")
             ledgers[mode] = score.score("tinycode", data, samples, samples.with_suffix(".json"), limit_to=order)
     for r in records:
         both = stats.compare(*(stats.passed(ledgers[m], "plus") for m in ("exact", r["mode"])))

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from treediff import score
+from treediff.data import benchmarks
 
 CODE = "import sys; from evalplus.evaluate import main; sys.exit(main())"
 
@@ -65,7 +65,7 @@ def main() -> None:
         shutil.copy(args.samples, samples)
         raw = args.data.read_bytes()
         data.write_bytes(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
-        problems, _ = score.load_benchmark(args.benchmark, data)
+        problems, _ = benchmarks.load_benchmark(args.benchmark, data)
         print(f"{args.benchmark}, {len(problems)} tasks, {args.workers} workers")
         for state in ("expected outputs computed", "expected outputs at hand"):
             seconds, to_result, them = theirs(args, data, samples, root / "cache")

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from treediff import batch, loss, model
 from treediff.config import resolve
+from treediff.model import forward, llada, lora
+from treediff.training import batch, loss
 
 VOCABULARY, MASK, EOS = 126464, 126336, 126081
 
@@ -29,7 +30,7 @@ VOCABULARY, MASK, EOS = 126464, 126336, 126081
 def network(args: argparse.Namespace) -> nn.Module:
     """A LoRA model with random weights at LLaDA's vocabulary."""
     cfg = resolve("tiny", d_model=args.d_model, n_layers=args.n_layers, mlp_hidden=3 * args.d_model, lora_dropout=0.0)
-    net = model.add_lora(model.new_backbone(cfg, VOCABULARY, EOS, MASK), cfg)
+    net = lora.add_lora(llada.new_backbone(cfg, VOCABULARY, EOS, MASK), cfg)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in net.parameters():
@@ -50,7 +51,7 @@ def obvious(net: nn.Module, ids: torch.Tensor, noisy: torch.Tensor, mask: torch.
     """All logits, then transformers' loss over the masked positions."""
     from transformers.loss.loss_utils import ForMaskedLMLoss
 
-    logits = model.head(net)(model.encode(net, noisy))
+    logits = forward.lm_head(net)(forward.hidden_states(net, noisy))
     value = ForMaskedLMLoss(logits, ids.masked_fill(~mask, -100), VOCABULARY)
     value.backward()
     return value.detach()
@@ -60,7 +61,7 @@ def ours(net: nn.Module, ids: torch.Tensor, noisy: torch.Tensor, mask: torch.Ten
     """As train.py has it."""
     weight = mask / mask.sum()
     m = batch.micro(noisy, ids, mask, weight, torch.zeros(len(ids)).long(), mask.byte(), torch.ones_like(mask))
-    value, _ = loss.Denoiser(net)(m.noisy, m.places, m.targets, m.weight, m.seen)
+    value, _ = loss.Denoiser(net)(m.noisy, m.places, m.targets, m.weight, m.attention_mask)
     value.backward()
     return value.detach()
 

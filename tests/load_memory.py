@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM  # noqa: F401
 
-from treediff import model
+from treediff.model import checkpoint
 
 
 def resident(name: str) -> int:
@@ -16,7 +16,7 @@ def resident(name: str) -> int:
 
 
 before = resident("VmRSS")
-net = model.load_backbone(sys.argv[1], getattr(torch, sys.argv[2]))
+net = checkpoint.load_backbone(sys.argv[1], getattr(torch, sys.argv[2]))
 for p in net.parameters():
     p.detach().flatten()[::1024].clone()  # a mapped page counts when it is touched
 print(sum(p.nbytes for p in net.parameters()), resident("VmHWM") - before)

@@ -11,21 +11,23 @@ import sys
 import torch
 from modes import Live, NoSync
 
+from treediff.config import resolve
+from treediff.model import llada, lora
+from treediff.training import batch, loss, plan, train
+
 
 def step(cfg, flash: bool) -> int:
     """Peak of the second optimiser step (AdamW's moments are there) under DeepSpeed, every token masked [bytes]."""
     import deepspeed
     import deepspeed.ops
 
-    from treediff import batch, loss, model, plan, train
-
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False)
     with Live() as live:
-        net = model.new_backbone(cfg, cfg.vocab_size, 1, 2)
+        net = llada.new_backbone(cfg, cfg.vocab_size, 1, 2)
         net = net.to(torch.bfloat16 if cfg.precision == "bf16" else torch.float32)
         net.config._attn_implementation = "sdpa" if flash else "eager"
-        net = model.add_lora(net, cfg) if cfg.lora_rank else net
+        net = lora.add_lora(net, cfg) if cfg.lora_rank else net
         if cfg.gradient_checkpointing:
             train.recompute(net)
         denoiser = loss.Denoiser(net).train()
@@ -47,8 +49,6 @@ def step(cfg, flash: bool) -> int:
 
 
 if __name__ == "__main__":
-    from treediff.config import resolve
-
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     os.environ |= {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "MASTER_PORT": sys.argv[1]}
     peaks = []

@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from treediff import cli
+from treediff.config import SWITCHES
+from treediff.masking import tiers
 
 
 def run(*args, **env):
@@ -33,9 +35,8 @@ def test_annotate_prints_the_source_in_colour(tmp_path):
 
 
 def test_annotate_knows_a_language_by_suffix_or_switch(tmp_path):
-    from treediff import syntax
 
-    if "go" not in syntax.installed():
+    if "go" not in tiers.installed():
         pytest.skip("the grammar of go is not installed (pip install 'treediff[languages]')")
     code = "package p\nfunc f() { defer g() }\n"
     for name, args in (("a.go", ()), ("a.txt", ("--language", "go")), ("a.py", ("--language=go",))):
@@ -98,7 +99,6 @@ def test_prepare_reports_what_it_dropped(shared, tmp_path):
 
 
 def test_switches_lists_every_switch():
-    from treediff.config import SWITCHES
 
     done = run("switches", "--preset", "paper")
     assert all(f"--{name} " in done.stdout for name in SWITCHES)

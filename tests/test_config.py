@@ -8,7 +8,10 @@ import time
 
 import pytest
 
-from treediff.config import PRESETS, SWITCHES, Config, UserError, claim, from_notebook, read_json, resolve, whole
+from treediff.config import PRESETS, SWITCHES, Config, from_notebook, resolve
+from treediff.errors import UserError
+from treediff.files import read_json, whole
+from treediff.runs import open_run, provenance
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
@@ -16,7 +19,7 @@ def test_every_preset_resolves_and_survives_json(preset):
     cfg = resolve(preset)
     saved = json.loads(json.dumps(cfg.as_dict()))
     assert resolve(**saved) == cfg
-    assert resolve(**json.loads(json.dumps(cfg.with_masking("base").as_dict()))) == cfg.with_masking("base")
+    assert resolve(**json.loads(json.dumps(cfg.with_masking("none").as_dict()))) == cfg.with_masking("none")
 
 
 def test_the_paper_preset_is_the_paper():
@@ -79,17 +82,17 @@ def test_notebook_parameters():
 
 def test_of_a_backbone_s_own_switches_only_those_that_change_it_count(runs):
     cfg = resolve("tiny")
-    claim(cfg, "data", "train")
-    claim(cfg.but(pretrain={**cfg.pretrain, "checkpoint_every": 7, "eval_every": 3}), "data", "train")
+    open_run(cfg, "data", "train")
+    open_run(cfg.but(pretrain={**cfg.pretrain, "checkpoint_every": 7, "eval_every": 3}), "data", "train")
     with pytest.raises(UserError, match="pretrain"):
-        claim(cfg.but(pretrain={**cfg.pretrain, "lr": 1.0}), "data", "train")
+        open_run(cfg.but(pretrain={**cfg.pretrain, "lr": 1.0}), "data", "train")
 
 
 def test_a_run_of_other_switches_is_refused(runs):
-    claim(resolve("tiny"), "data", "train")
-    claim(resolve("tiny", limit=7), "data", "train")  # sampling does not concern training
+    open_run(resolve("tiny"), "data", "train")
+    open_run(resolve("tiny", limit=7), "data", "train")  # sampling does not concern training
     with pytest.raises(UserError, match=r"ast-seed0: this run was made with lr = 0\.\d+, not 0\.5"):
-        claim(resolve("tiny", lr=0.5), "data", "train")
+        open_run(resolve("tiny", lr=0.5), "data", "train")
 
 
 def test_files_are_whole_or_absent(tmp_path):
@@ -110,7 +113,7 @@ def test_files_are_whole_or_absent(tmp_path):
 
 
 def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path):
-    code = "import sys,time\nfrom pathlib import Path\nfrom treediff.config import whole\n"
+    code = "import sys,time\nfrom pathlib import Path\nfrom treediff.files import whole\n"
     code += "with whole(Path(sys.argv[1])) as p:\n  p.write_text('half'); print('x', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "f")], stdout=subprocess.PIPE)
     process.stdout.readline()
@@ -120,12 +123,11 @@ def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path):
 
 
 def test_provenance_needs_no_git(monkeypatch):
-    import treediff.config as config
 
-    assert config.provenance(fact=1)["fact"] == 1
+    assert provenance(fact=1)["fact"] == 1
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("TREEDIFF_COMMIT", raising=False)
-    facts = config.provenance()
+    facts = provenance()
     assert facts["commit"] is None
     assert facts["changed_files"] is None
 

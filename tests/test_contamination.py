@@ -14,8 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treediff import contamination, corpus, prepare, score, tinycode, tokens
-from treediff.config import UserError, resolve
+from treediff import pipeline
+from treediff.config import resolve
+from treediff.data import benchmarks, contamination, examples, prepare, sources, tinycode
+from treediff.errors import UserError
+from treediff.files import read_jsonl
+from treediff.masking import tokens
 
 PROMPT = '''def longest_rise(heights: list[int]) -> int:
     """ Given the heights of neighbouring stones, return the length of the longest stretch in which every stone
@@ -214,7 +218,7 @@ def setting(runs, tmp_path):
 
 
 def test_prepare_counts_and_lists_contaminated_rows(setting):
-    stats = prepare.stats(setting.but(rows=0))
+    stats = pipeline.statistics(setting.but(rows=0))
     found = stats["contamination"]
     assert (found["checked"], found["flagged"], found["problems"], found["problems_flagged"]) == (12, 2, 2, 1)
     assert found["by"] == {"code": 1, "text": 1, "minhash": found["by"]["minhash"]}
@@ -227,25 +231,25 @@ def test_prepare_counts_and_lists_contaminated_rows(setting):
 
 def test_prepare_leaves_contaminated_rows_out_before_it_chooses(setting):
     cfg = setting.but(decontaminate=True)
-    stats = prepare.stats(cfg)
+    stats = pipeline.statistics(cfg)
     assert stats["rows"] == {"read": 12, "dropped": {"contaminated": 2}, "usable": 10, "not_chosen": 1, "kept": 9}
     assert stats["contamination"]["flagged"] == 0
     clean = [n for n in range(12) if n not in (3, 8)]
-    raw = list(corpus.rows(cfg))
-    assert list(prepare.prepared(cfg)["id"][:]) == [raw[n]["id"] for n in prepare.choice(np.array(clean), 9, 0)]
+    raw = list(sources.rows(cfg))
+    assert list(prepare.prepare(cfg)["id"][:]) == [raw[n]["id"] for n in prepare.choice(np.array(clean), 9, 0)]
     assert prepare.data_fingerprint(cfg) != prepare.data_fingerprint(setting)
 
 
 def test_a_benchmark_out_of_reach_is_said_and_checked_later(setting, tmp_path):
     missing = setting.but(benchmark_files={"humaneval": str(tmp_path / "none.jsonl")})
-    found = prepare.stats(missing)["contamination"]
+    found = pipeline.statistics(missing)["contamination"]
     assert found["checked"] == 0
     assert found["against"] == {}
     assert "none.jsonl: cannot be read" in found["not_checked"]["humaneval"]
-    assert prepare.stats(setting)["contamination"]["checked"] == 9  # the same data set, checked now
+    assert pipeline.statistics(setting)["contamination"]["checked"] == 9  # the same data set, checked now
     assert prepare.data_folder(setting) == prepare.data_folder(missing)
     with pytest.raises(UserError, match=r"decontaminate: humaneval cannot be read .*none\.jsonl"):
-        prepare.prepared(missing.but(decontaminate=True))
+        prepare.prepare(missing.but(decontaminate=True))
 
 
 def test_embeddings_list_their_nearest_pairs(setting, tmp_path):
@@ -258,20 +262,20 @@ def test_embeddings_list_their_nearest_pairs(setting, tmp_path):
     net = BertModel(BertConfig(vocab_size=500, max_position_embeddings=200, **shape))
     net.save_pretrained(tmp_path / "bert")
     tokens.load_tokenizer(setting.tokenizer).save_pretrained(tmp_path / "bert")
-    before = prepare.stats(setting.but(rows=0))["contamination"]
+    before = pipeline.statistics(setting.but(rows=0))["contamination"]
     assert "embeddings" not in before
     cfg = setting.but(rows=0, embedder=str(tmp_path / "bert"))
-    found = prepare.stats(cfg)["contamination"]
+    found = pipeline.statistics(cfg)["contamination"]
     assert {k: v for k, v in found.items() if k != "embeddings"} == before
     assert found["embeddings"]["model"] == cfg.embedder
     cosines = [p["cosine"] for p in found["embeddings"]["nearest"]]
     assert len(cosines) == 12
     assert cosines == sorted(cosines, reverse=True)
     assert all(-1 <= c <= 1.0001 for c in cosines)
-    again = prepare.stats(cfg)["contamination"]
+    again = pipeline.statistics(cfg)["contamination"]
     assert again == found
     with pytest.raises(UserError, match=r"embedder: .*none is neither a model folder"):
-        prepare.stats(cfg.but(embedder=str(tmp_path / "none")))
+        pipeline.statistics(cfg.but(embedder=str(tmp_path / "none")))
 
 
 # --- real problems ---------------------------------------------------------------------------------------------------
@@ -285,7 +289,7 @@ def real(request):
     if not folder.is_dir():
         pytest.skip("the benchmarks' files are not beside this checkout")
     files = {"humaneval": "HumanEvalPlus-v0.1.10.jsonl.gz", "mbpp": "MbppPlus-v0.2.0.jsonl.gz"}
-    problems = {k: v for name, f in files.items() for k, v in score.load_benchmark(name, folder / f)[0].items()}
+    problems = {k: v for name, f in files.items() for k, v in benchmarks.load_benchmark(name, folder / f)[0].items()}
     return problems, contamination.Index(problems)
 
 
@@ -307,14 +311,12 @@ def test_copies_of_real_problems_are_found(real):
 
 def test_real_rows_that_are_no_copies_are_not_flagged(real, shared):
     """119 long traces on three problems that are in neither benchmark, and 2,000 TinyCode rows: no false alarm."""
-    rows = list(corpus.read_jsonl(shared / "data" / "think_code" / "can_ai_code_full.jsonl")) + tinycode.training(
-        2000, 0
-    )
+    rows = list(read_jsonl(shared / "data" / "think_code" / "can_ai_code_full.jsonl")) + tinycode.training(2000, 0)
     flagged = 0
     for raw in rows:
         try:
-            ex = corpus.example(raw)
-        except corpus.Dropped:
+            ex = examples.example(raw)
+        except examples.Dropped:
             continue
         flagged += bool(real[1].compare(ex.prompt, ex.code).by)
     assert flagged == 0

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from treediff import curves
-from treediff.batch import NOISE_BUCKETS
+from treediff.figures import curves
+from treediff.training.batch import NOISE_BUCKETS
 
 
 def test_smoothing_ignores_what_is_missing():

@@ -2,11 +2,12 @@
 
 import importlib
 import re
+import typing
 from pathlib import Path
 
 import pytest
 
-from treediff.config import SWITCHES
+from treediff.config import SWITCHES, Config
 
 ROOT = Path(__file__).parents[1]
 FIDELITY = (ROOT / "docs" / "fidelity.md").read_text()
@@ -32,15 +33,18 @@ def test_named_tests_exist(name):
 def test_named_functions_and_files_exist(name):
     module, _, attribute = name.partition(".")
     if attribute in ("py", "md"):
-        assert list(ROOT.glob(f"treediff/{name}")) + list(ROOT.glob(f"docs/{name}"))
+        assert list(ROOT.glob(f"treediff/**/{name}")) + list(ROOT.glob(f"docs/{name}"))
     else:
-        assert hasattr(importlib.import_module(f"treediff.{module}"), attribute)
+        files = ROOT.glob(f"treediff/**/{module}.py")
+        names = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files]
+        assert any(hasattr(importlib.import_module(n), attribute) for n in names)
 
 
 @pytest.mark.parametrize("name", kind(r"\w+ = \w+") + kind(r"[a-z]+_[a-z_]+"))
 def test_named_switches_and_values_exist(name):
     switch, _, value = name.partition(" = ")
     if not switch.startswith("test_"):
-        types = {k: str(f.type) + str(f.default) for k, f in SWITCHES.items()}
+        hints = typing.get_type_hints(Config)
+        types = {k: str(hints[k]) + str(f.default) for k, f in SWITCHES.items()}
         assert switch in SWITCHES or any(switch in t for t in types.values())
         assert not value or value in types[switch]

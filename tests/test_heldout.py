@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_model import golden
+from test_llada import golden
 
-from treediff import batch, corpus, heldout, loss, model, prepare, tokens
 from treediff.config import resolve
+from treediff.data import prepare, sources
+from treediff.masking import tokens
+from treediff.model import checkpoint, forward
+from treediff.training import batch, heldout, loss
 
 SMALL = {"rows": 30, "eval_rows": 12, "pretrain": {"rows": 50, "data_seed": 1}}
 
@@ -18,8 +21,8 @@ def test_rows_are_never_trained_on_and_the_same_for_every_run(runs):
     held = heldout.rows(cfg)
     assert len(held) == 12
     mine = {int(r["uid"]) for r in held}
-    for run in (cfg, cfg.with_masking("base")):
-        assert not mine & set(prepare.prepared(run)["uid"][:].tolist())
+    for run in (cfg, cfg.with_masking("none")):
+        assert not mine & set(prepare.prepare(run)["uid"][:].tolist())
     for other in (cfg.with_masking("random"), cfg.but(seed=5)):
         assert [int(r["uid"]) for r in heldout.rows(other)] == [int(r["uid"]) for r in held]
     assert heldout.rows(cfg.but(eval_every=0)) == []
@@ -34,10 +37,10 @@ def test_rows_of_a_file_are_those_that_were_not_chosen(runs, tmp_path):
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(x) + "\n" for x in lines))
-    tok = corpus.tokenizer_folder(resolve("tiny", **SMALL))
+    tok = sources.tokenizer_folder(resolve("tiny", **SMALL))
     cfg = resolve("tiny", data=str(path), rows=7, eval_rows=9, tokenizer=tok, backbone="elsewhere")
     held = heldout.rows(cfg)
-    chosen = set(prepare.prepared(cfg)["uid"][:].tolist())
+    chosen = set(prepare.prepare(cfg)["uid"][:].tolist())
     assert len(held) == 5
     assert not chosen & {r["uid"] for r in held}
     again = heldout.rows(cfg.but(seed=8, masking="random"))
@@ -60,7 +63,7 @@ def alone(monkeypatch):
 
 def test_figures_are_those_of_the_literal_count(alone):
     cfg = resolve("paper", micro_batch=4, eos_padding="one")
-    backbone = model.load_backbone(str(golden("tiny/checkpoint")))
+    backbone = checkpoint.load_backbone(str(golden("tiny/checkpoint")))
     net = loss.Denoiser(backbone)
     held = heldout.Evaluation(cfg, records(9), 509, 510)
     state = torch.get_rng_state()
@@ -72,7 +75,7 @@ def test_figures_are_those_of_the_literal_count(alone):
     right, count = np.zeros(7), np.zeros(7)
     for level, m in held.micros:
         with torch.no_grad():
-            logits = model.head(backbone)(model.encode(backbone, m.noisy, m.seen)).flatten(0, 1)
+            logits = forward.lm_head(backbone)(forward.hidden_states(backbone, m.noisy, m.attention_mask)).flatten(0, 1)
         for place, target, label in zip(m.places.tolist(), m.targets.tolist(), m.label.tolist(), strict=True):
             assert m.noisy.flatten()[place] == 510
             right[label] += int(logits[place].argmax()) == target
@@ -97,7 +100,7 @@ def test_each_level_masks_its_share_of_every_answer_and_no_end_of_text():
 @pytest.mark.parametrize("world", [1, 2, 5])
 def test_the_split_over_ranks_does_not_matter(monkeypatch, world):
     cfg = resolve("paper", micro_batch=2)
-    net = loss.Denoiser(model.load_backbone(str(golden("tiny/checkpoint"))))
+    net = loss.Denoiser(checkpoint.load_backbone(str(golden("tiny/checkpoint"))))
     held = heldout.Evaluation(cfg, records(7), 509, 510)
     parts = []
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: parts.append(t.clone()))
@@ -111,10 +114,10 @@ def test_the_split_over_ranks_does_not_matter(monkeypatch, world):
 
 
 def test_a_micro_batch_scores_what_the_loss_sees():
-    net = loss.Denoiser(model.load_backbone(str(golden("tiny/checkpoint"))))
+    net = loss.Denoiser(checkpoint.load_backbone(str(golden("tiny/checkpoint"))))
     [(_, m), *_] = heldout.Evaluation(resolve("paper", micro_batch=3), records(3), 509, 510).micros
     with torch.no_grad():
-        _, want = net(m.noisy, m.places, m.targets, torch.ones(len(m.places)), m.seen)
-        _, got = net(m.noisy, m.places, m.targets, None, m.seen)
+        _, want = net(m.noisy, m.places, m.targets, torch.ones(len(m.places)), m.attention_mask)
+        _, got = net(m.noisy, m.places, m.targets, None, m.attention_mask)
     assert torch.allclose(got, want)
     assert isinstance(m, batch.Micro)

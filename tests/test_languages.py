@@ -4,23 +4,37 @@ import re
 from pathlib import Path
 
 import numpy as np
+import oracles
 import pytest
-import twins
 
-from treediff import syntax
-from treediff.config import UserError
-from treediff.syntax import DEFAULT, LANGUAGES, TIERS
+from treediff.errors import UserError
+from treediff.masking.languages import LANGUAGES
+from treediff.masking.tiers import (
+    DATA,
+    DEFAULT,
+    TIERS,
+    byte_tiers,
+    error_bytes,
+    grammar,
+    grammar_version,
+    installed,
+    language_of,
+    node_spans,
+    parse,
+    read_source,
+    telling_function,
+)
 
 SOURCES = sorted(p for p in (Path(__file__).parent / "sources").iterdir() if p.suffix != ".md")
 
 
 @pytest.fixture(params=LANGUAGES)
 def language(request) -> str:
-    return installed(request.param)
+    return with_grammar(request.param)
 
 
-def installed(language: str) -> str:
-    if language not in syntax.installed():
+def with_grammar(language: str) -> str:
+    if language not in installed():
         pytest.skip(f"the grammar of {language} is not installed (pip install 'treediff[languages]')")
     return language
 
@@ -38,53 +52,53 @@ def test_the_tables_do_not_contradict_themselves():
 
 
 def test_the_tables_hold_against_their_grammars(language):
-    g = syntax.grammar(language)
+    g = grammar(language)
     assert set(np.unique(g.tier_of_kind)) == set(range(len(TIERS)))
     wheel = LANGUAGES[language].grammar.replace("_", "-")
-    assert re.fullmatch(rf"tree-sitter [\d.]+, {wheel} [\d.]+, table [0-9a-f]{{12}}", syntax.grammar_version(language))
+    assert re.fullmatch(rf"tree-sitter [\d.]+, {wheel} [\d.]+, table [0-9a-f]{{12}}", grammar_version(language))
 
 
 def test_every_language_has_a_real_file():
-    assert {syntax.language_of(p) for p in SOURCES} == LANGUAGES.keys() - {"python"}  # which has its standard library
+    assert {language_of(p) for p in SOURCES} == LANGUAGES.keys() - {"python"}  # which has its standard library
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
 class TestRealFiles:
     def test_parses_and_has_every_tier(self, path):
-        parsed = syntax.parse(syntax.read_source(path), installed(syntax.language_of(path)))
-        assert syntax.error_bytes(parsed) == 0
-        share = np.bincount(syntax.byte_tiers(parsed), minlength=5) / len(parsed.source)
+        parsed = parse(read_source(path), with_grammar(language_of(path)))
+        assert error_bytes(parsed) == 0
+        share = np.bincount(byte_tiers(parsed), minlength=5) / len(parsed.source)
         assert (share > 0.002).all(), dict(zip(TIERS, share.round(4), strict=True))
 
-    @pytest.mark.parametrize("owner", twins.OWNERS)
+    @pytest.mark.parametrize("owner", oracles.OWNERS)
     def test_tiers_are_those_of_the_twin(self, path, owner):
-        source, language = path.read_bytes(), installed(syntax.language_of(path))
-        got = syntax.byte_tiers(syntax.parse(source, language), owner)
-        assert np.array_equal(got, twins.byte_tiers(source, owner, language))
+        source, language = path.read_bytes(), with_grammar(language_of(path))
+        got = byte_tiers(parse(source, language), owner)
+        assert np.array_equal(got, oracles.byte_tiers(source, owner, language))
 
     def test_spans_are_those_of_the_twin(self, path):
-        source, language = path.read_bytes(), installed(syntax.language_of(path))
-        spans = syntax.node_spans(syntax.parse(source, language))
-        assert list(map(tuple, spans.tolist())) == twins.spans(source, language)
-        tiered = syntax.node_spans(syntax.parse(source, language), tiered_only=True)
+        source, language = path.read_bytes(), with_grammar(language_of(path))
+        spans = node_spans(parse(source, language))
+        assert list(map(tuple, spans.tolist())) == oracles.spans(source, language)
+        tiered = node_spans(parse(source, language), tiered_only=True)
         assert np.array_equal(tiered, spans[spans[:, 2] > 0])
 
     def test_broken_in_the_middle_it_keeps_what_still_parses(self, path):
-        source, language = path.read_bytes(), installed(syntax.language_of(path))
+        source, language = path.read_bytes(), with_grammar(language_of(path))
         at = re.compile(rb"[;{}]\n").search(source, len(source) // 2).end()  # not in a comment
         broken = source[:at] + b"@ ) = = ( ?? ]\n" + source[at:]
-        parsed = syntax.parse(broken, language)
-        whole, tiers = syntax.byte_tiers(syntax.parse(source, language)), syntax.byte_tiers(parsed)
-        assert 0 < syntax.error_bytes(parsed) == twins.error_bytes(broken, language)
-        assert np.array_equal(tiers, twins.byte_tiers(broken, "innermost", language))
+        parsed = parse(broken, language)
+        whole, tiers = byte_tiers(parse(source, language)), byte_tiers(parsed)
+        assert 0 < error_bytes(parsed) == oracles.error_bytes(broken, language)
+        assert np.array_equal(tiers, oracles.byte_tiers(broken, "innermost", language))
         assert (tiers[: at // 2] == whole[: at // 2]).mean() > 0.9
 
     def test_the_telling_function_is_a_function_with_every_tier(self, path):
-        parsed = syntax.parse(path.read_bytes(), installed(syntax.language_of(path)))
-        first, last = syntax.telling_function(parsed)
+        parsed = parse(path.read_bytes(), with_grammar(language_of(path)))
+        first, last = telling_function(parsed)
         assert 0 <= first <= last < parsed.source.count(b"\n") + 1
         lines = np.cumsum([0] + [len(x) for x in parsed.source.splitlines(keepends=True)])
-        distinct = np.unique(syntax.byte_tiers(parsed)[lines[first] : lines[last + 1]])
+        distinct = np.unique(byte_tiers(parsed)[lines[first] : lines[last + 1]])
         assert len(distinct) >= 4
 
 
@@ -246,26 +260,26 @@ CODE = dict(zip("-SDCK", range(5), strict=True))
 @pytest.mark.parametrize(("name", "code", "said"), [(n, *case) for n, cases in CASES.items() for case in cases])
 def test_each_construct_has_its_tier(name, code, said):
     raw = code.encode()
-    parsed = syntax.parse(raw, installed(name))
-    tiers, wrong = syntax.byte_tiers(parsed), []
+    parsed = parse(raw, with_grammar(name))
+    tiers, wrong = byte_tiers(parsed), []
     for expectation in said.split(", "):
         word, tier = expectation.rsplit(maxsplit=1)
         place = re.search(rf"(?<!\w){re.escape(word)}(?!\w)" if word[0].isalnum() else re.escape(word), code).span()
         wrong += [(expectation, TIERS[got]) for got in set(tiers[slice(*place)].tolist()) - {CODE[tier]}]
     assert not wrong
-    assert syntax.error_bytes(parsed) == 0
+    assert error_bytes(parsed) == 0
 
 
 @pytest.mark.parametrize(("name", "code"), [(n, case[0]) for n, cases in CASES.items() for case in cases])
 def test_constructs_whole_and_cut_short_are_those_of_the_twin(name, code):
-    installed(name)
+    with_grammar(name)
     for end in (len(code), 2 * len(code) // 3, len(code) // 3):
         raw = code[:end].encode()
-        for owner in twins.OWNERS:
-            got = syntax.byte_tiers(syntax.parse(raw, name), owner)
-            assert np.array_equal(got, twins.byte_tiers(raw, owner, name)), (raw, owner)
-        assert list(map(tuple, syntax.node_spans(syntax.parse(raw, name)).tolist())) == twins.spans(raw, name)
-        assert syntax.error_bytes(syntax.parse(raw, name)) == twins.error_bytes(raw, name)
+        for owner in oracles.OWNERS:
+            got = byte_tiers(parse(raw, name), owner)
+            assert np.array_equal(got, oracles.byte_tiers(raw, owner, name)), (raw, owner)
+        assert list(map(tuple, node_spans(parse(raw, name)).tolist())) == oracles.spans(raw, name)
+        assert error_bytes(parse(raw, name)) == oracles.error_bytes(raw, name)
 
 
 def test_half_a_program_keeps_its_tiers(language):
@@ -279,10 +293,10 @@ def test_half_a_program_keeps_its_tiers(language):
         "c": "void f(T x) {\n    y = g(x);\n    return (\n",
         "cpp": "void f(T x) {\n    y = g(x);\n    return (\n",
     }[language].encode()
-    parsed = syntax.parse(half, language)
+    parsed = parse(half, language)
     assert parsed.tree.root_node.has_error
-    assert syntax.byte_tiers(parsed)[half.index(b"y")] in (syntax.DATA, DEFAULT)
-    assert syntax.byte_tiers(parsed)[half.index(b"g(")] == syntax.DATA
+    assert byte_tiers(parsed)[half.index(b"y")] in (DATA, DEFAULT)
+    assert byte_tiers(parsed)[half.index(b"g(")] == DATA
 
 
 # Where an expression, and where statements may stand.
@@ -303,12 +317,12 @@ def test_deep_nesting_is_no_problem(language, what):
     else:
         source = STATEMENT.get(language, "{}").format(IF.get(language, "if (x) {") * n + "}" * n)
     raw = source.encode()
-    parsed = syntax.parse(raw, language)
-    for owner in twins.OWNERS:
-        assert len(syntax.byte_tiers(parsed, owner)) == len(raw)
-    syntax.node_spans(parsed)
-    assert syntax.error_bytes(parsed) in range(len(raw) + 1)
-    assert syntax.telling_function(parsed)[0] >= 0
+    parsed = parse(raw, language)
+    for owner in oracles.OWNERS:
+        assert len(byte_tiers(parsed, owner)) == len(raw)
+    node_spans(parsed)
+    assert error_bytes(parsed) in range(len(raw) + 1)
+    assert telling_function(parsed)[0] >= 0
 
 
 def test_a_grammar_that_is_not_installed_is_named_with_what_to_do(monkeypatch):
@@ -317,26 +331,26 @@ def test_a_grammar_that_is_not_installed_is_named_with_what_to_do(monkeypatch):
     for language in ("go", "python"):
         absent = dataclasses.replace(LANGUAGES[language], grammar="tree_sitter_absent")
         monkeypatch.setitem(LANGUAGES, "absent", absent)
-        for call in (syntax.grammar, syntax.grammar_version):
+        for call in (grammar, grammar_version):
             with pytest.raises(
                 UserError, match=r"absent needs the package tree-sitter-absent: pip install tree-sitter-"
             ):
                 call("absent")
     monkeypatch.setitem(LANGUAGES, "odd", dataclasses.replace(LANGUAGES["python"], headers="class_definition:bodie"))
     with pytest.raises(UserError, match="field 'class_definition:bodie'"):
-        syntax.grammar("odd")
+        grammar("odd")
 
 
 def test_the_version_of_a_language_follows_its_table(monkeypatch):
     import dataclasses
 
-    before = syntax.grammar_version("python")
+    before = grammar_version("python")
     monkeypatch.setitem(LANGUAGES, "python", dataclasses.replace(LANGUAGES["python"], data="call"))
-    assert syntax.grammar_version("python") != before
+    assert grammar_version("python") != before
 
 
 def test_the_language_of_a_file():
-    assert syntax.language_of(Path("a/b.RS")) == "rust"
-    assert syntax.language_of(Path("x.hpp")) == "cpp"
+    assert language_of(Path("a/b.RS")) == "rust"
+    assert language_of(Path("x.hpp")) == "cpp"
     with pytest.raises(UserError, match=r"Makefile: its suffix is none of \.py .*--language"):
-        syntax.language_of(Path("Makefile"))
+        language_of(Path("Makefile"))

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treediff import launch, memory, model, plan
 from treediff.config import resolve
+from treediff.model import llada, lora
+from treediff.training import launch, memory, plan
 
 BASE = {"d_model": 256, "n_layers": 4, "n_heads": 4, "mlp_hidden": 768, "vocab_size": 2000, "max_length": 512}
 BASE |= {"micro_batch": 1, "accumulation": 2, "zero_stage": 2, "precision": "bf16", "flash": True}
@@ -48,10 +49,10 @@ def test_within_15_percent_of_the_measured_peak(measured, case):
 def test_parameters_are_those_of_the_model(rank):
     cfg = resolve("tiny", lora_rank=rank)
     s = plan.shape(cfg)
-    net = model.new_backbone(cfg, cfg.vocab_size, 1, 2)
+    net = llada.new_backbone(cfg, cfg.vocab_size, 1, 2)
     assert s.parameters == sum(p.numel() for p in net.parameters())
     if rank:
-        trained = [p.numel() for p in model.add_lora(net, cfg).parameters() if p.requires_grad]
+        trained = [p.numel() for p in lora.add_lora(net, cfg).parameters() if p.requires_grad]
         assert s.lora(rank) == sum(trained)
 
 

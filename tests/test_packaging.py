@@ -15,6 +15,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from treediff.cli import COMMANDS
+from treediff.masking.languages import LANGUAGES
+
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ("cpu", "cuda")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -61,7 +64,6 @@ def test_the_lock_satisfies_pyproject(lock):
 
 
 def test_the_languages_extra_is_what_the_tables_name():
-    from treediff.syntax import LANGUAGES
 
     grammars = {canonicalize_name(table.grammar) for table in LANGUAGES.values()}
     assert {Requirement(r).name for r in EXTRAS["languages"]} == grammars - {"tree-sitter-python"}
@@ -100,7 +102,6 @@ def test_packages_serve_the_oldest_python(lock):
 
 def test_no_program_hides_a_command_of_the_container():
     """docker/entrypoint runs programs first: a command of treediff may not share a program's name."""
-    from treediff.cli import COMMANDS
 
     assert "reproduce" in COMMANDS
     places = f"{sysconfig.get_path('scripts')}:/usr/local/bin:/usr/bin:/bin"

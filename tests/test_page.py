@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, DRIVER, Browser
 
-from treediff import answers, corpus, report, stats, tokens
-from treediff.config import MASKINGS, resolve, write_json
+from treediff import pipeline
+from treediff.config import resolve
+from treediff.data import benchmarks
+from treediff.files import write_json
+from treediff.masking import tokens
+from treediff.report import report
+from treediff.sampling.run import read_samples, samples_path, settings
+from treediff.scoring import stats
+from treediff.scoring.run import ledger_path
+from treediff.strategies import MASKINGS
 
 HOSTILE = (
     "x = '</script><script>window.broken = 1</script><img src=x onerror=\"window.broken = 1\">'\n"
@@ -20,11 +28,11 @@ HOSTILE = (
 
 def synthetic(cfg, tasks, tokens_each, samples=1):
     """Runs of all strategies: programs made of the solutions' tokens, one of them hostile; verdicts drawn."""
-    tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
+    tok = pipeline.tokenizer(cfg)
     rng = np.random.default_rng(cfg.seed)
-    problems = list(answers.benchmark_problems(cfg, "tinycode").items())[:tasks]
-    coded = {i: tokens.encode(tok, f"```python\n{p['canonical_solution']}\n")[0].tolist() for i, p in problems}
-    for number, strategy in enumerate(("base", *MASKINGS)):
+    problems = list(benchmarks.benchmark_problems(cfg, "tinycode").items())[:tasks]
+    coded = {i: tokens.tokenize(tok, f"```python\n{p['canonical_solution']}\n")[0].tolist() for i, p in problems}
+    for number, strategy in enumerate(("none", *MASKINGS)):
         run = cfg.with_masking(strategy)
         write_json(run.run_dir / "config.json", run.as_dict())
         for length in cfg.lengths:
@@ -41,16 +49,16 @@ def synthetic(cfg, tasks, tokens_each, samples=1):
                         "solution": HOSTILE if task == problems[0][0] else p["prompt"] + p["canonical_solution"],
                         "ids": (coded[task] * n)[:n],
                         "committed_at": rng.permutation(length)[:n].tolist(),
-                        "settings": answers.settings(run, length),
+                        "settings": settings(run, length),
                     }
                     lines.append(record | ({"sample": k} if k else {}))
-            path = answers.samples_path(run, "tinycode", length)
+            path = samples_path(run, "tinycode", length)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(x) + "\n" for x in lines))
             about = {"data_sha256": "d", "samples_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
             entries = verdicts if samples > 1 else {task: of[0] for task, of in verdicts.items()}
             ledger = {"benchmark": "tinycode", "settings": about, "sandbox": {}, "tasks": entries}
-            write_json(report.ledger_path(run, "tinycode", length), ledger)
+            write_json(ledger_path(run, "tinycode", length), ledger)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +100,7 @@ def test_tables_and_page_agree_with_the_ledgers(written):
         rows = (path.parent / f"{name}.csv").read_text().splitlines()[1:]
         tex = (path.parent / f"{name}.tex").read_text()
         for record, row in zip(records, rows, strict=True):
-            ledger = json.loads(
-                report.ledger_path(cfg.with_masking(record["strategy"]), "tinycode", record["T"]).read_text()
-            )
+            ledger = json.loads(ledger_path(cfg.with_masking(record["strategy"]), "tinycode", record["T"]).read_text())
             k = sum(stats.passed(ledger, "plus" if record["benchmark"] == "Tiny+" else "base").values())
             assert (record["passed"], record["tasks"]) == (k, 60)
             assert row.split(",")[:5] == [record["strategy"], str(record["T"]), record["benchmark"], str(k), "60"]
@@ -105,7 +111,7 @@ def test_tables_and_page_agree_with_the_ledgers(written):
             assert record["ledger"] == f"{record['strategy']}-seed0/scores/tinycode-T{record['T']}.json"
         assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 1
     data = data_of(path)
-    assert [(r["strategy"], r["T"]) for r in data["runs"]] == [(s, t) for t in (64, 96) for s in ("base", *MASKINGS)]
+    assert [(r["strategy"], r["T"]) for r in data["runs"]] == [(s, t) for t in (64, 96) for s in ("none", *MASKINGS)]
     passes = sum(t["answers"]["7"]["verdict"] == "pass" for t in data["tasks"])
     assert passes == next(
         r["passed"] for r in records if (r["strategy"], r["T"], r["benchmark"]) == ("ast", 96, "Tiny+")
@@ -118,13 +124,12 @@ def test_pairs_are_the_tasks_that_some_pass_and_others_do_not(written):
     want = 0
     for length in cfg.lengths:
         ledgers = [
-            json.loads(report.ledger_path(cfg.with_masking(s), "tinycode", length).read_text())
-            for s in ("base", *MASKINGS)
+            json.loads(ledger_path(cfg.with_masking(s), "tinycode", length).read_text()) for s in ("none", *MASKINGS)
         ]
         want += sum(len(set(v)) == 2 for v in zip(*(stats.passed(x, "plus").values() for x in ledgers), strict=True))
     assert len(pairs) == want > 10
     assert all(len(p["answers"]) == 4 for p in pairs)
-    assert {a["strategy"] for a in pairs[0]["answers"]} == {"base", *MASKINGS}
+    assert {a["strategy"] for a in pairs[0]["answers"]} == {"none", *MASKINGS}
 
 
 # --- in a browser --------------------------------------------------------------------------------------------------
@@ -161,7 +166,7 @@ def masked(browser):
 
 
 def test_the_slider_commits_tokens_in_their_order(shown, written):
-    rows = answers.read_samples(answers.samples_path(written[0].with_masking("random"), "tinycode", 64))
+    rows = read_samples(samples_path(written[0].with_masking("random"), "tinycode", 64))
     at = next(iter(rows.values()))["committed_at"]
     shown.run("document.getElementById('t-step').focus()")
     shown.keys("#t-step", "\ue011")  # Home
@@ -192,7 +197,7 @@ def test_filters_find_what_the_ledgers_say(shown, written):
     shown.run(pick, "f-set", "tinycode, T = 64")
     shown.run(pick, "f-strategy", "AST (TreeDiff)")
     shown.run(pick, "f-verdict", "pass")
-    ledger = json.loads(report.ledger_path(written[0].with_masking("ast"), "tinycode", 64).read_text())
+    ledger = json.loads(ledger_path(written[0].with_masking("ast"), "tinycode", 64).read_text())
     assert shown.run(count).startswith(f"{sum(stats.passed(ledger, 'plus').values())} of 60 tasks; ledger: ast-seed0/")
     shown.run("document.querySelector('#filters button[type=reset]').click()")
     wait(shown, count + " === '60 of 60 tasks'")
@@ -284,7 +289,7 @@ def test_samples_of_a_task_are_all_there(browser, runs, monkeypatch):
     synthetic(cfg, 12, 24, samples=12)
     browser.open(report.write(cfg))
     wait(browser, "return document.querySelectorAll('#t-panels .panel').length === 4")
-    ledger = json.loads(report.ledger_path(cfg, "tinycode", 64).read_text())["tasks"]
+    ledger = json.loads(ledger_path(cfg, "tinycode", 64).read_text())["tasks"]
     passes = [sum(v["base"] == v["plus"] == "pass" for v in of) for of in ledger.values()]
     dots = "[...document.querySelectorAll('#list > details .dot:last-child')].map(d => d.title)"
     assert browser.run(f"return {dots}") == [f"AST (TreeDiff): {c} of 12 pass" for c in passes]

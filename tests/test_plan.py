@@ -5,8 +5,10 @@ import re
 
 import pytest
 
-from treediff import cli, launch, memory, plan
-from treediff.config import UserError, resolve
+from treediff import cli, pipeline
+from treediff.config import resolve
+from treediff.errors import UserError
+from treediff.training import memory, plan
 
 PAPER = resolve("paper")
 
@@ -37,7 +39,7 @@ def test_the_plan_is_printed_without_a_network_and_makes_nothing(runs, capsys, m
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_fetched_with_the_switch_that_helps(runs, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("downloads"))
     with pytest.raises(UserError, match=r"which has 40\.0 GB; --gradient_checkpointing true"):
-        launch.trained(PAPER.but(gpu_memory=40.0, gradient_checkpointing=False))
+        pipeline.trained(PAPER.but(gpu_memory=40.0, gradient_checkpointing=False))
     assert not runs.exists()
 
 
@@ -54,7 +56,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_fetched_with_the_sw
 def test_the_advice_is_true(changes):
     cfg = PAPER.but(**changes)
     with pytest.raises(UserError) as refused:
-        plan.check(cfg)
+        plan.require_room(cfg)
     advice = dict(re.findall(r"--(\w+) (\w+)", str(refused.value)))
     assert advice
     better = resolve("paper", **{**changes, **advice})
@@ -63,13 +65,13 @@ def test_the_advice_is_true(changes):
 
 def test_what_no_switch_can_mend_is_said_so():
     with pytest.raises(UserError, match="larger GPUs"):
-        plan.check(PAPER.but(gpu_memory=4.0))
+        plan.require_room(PAPER.but(gpu_memory=4.0))
 
 
 def test_a_full_disk_is_refused(runs, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1e9}))
     with pytest.raises(UserError, match=r"disk: the run needs \d+\.\d GB in .*, 1\.0 GB are free"):
-        plan.check(PAPER)
+        plan.require_room(PAPER)
 
 
 def test_a_folder_s_shape_is_read_and_an_unknown_one_is_not_guessed(tmp_path):

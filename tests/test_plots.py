@@ -7,15 +7,16 @@ import re
 import numpy as np
 import pytest
 
-from treediff import corpus, plots, syntax, tokens
 from treediff.config import resolve
+from treediff.figures import plots, views
+from treediff.masking import tiers, tokens
 
 CODE = 'def f(x):\n\tif x:  # é😀\n        return "a"\n'
 
 
 def test_ansi_text_is_the_source():
-    parsed = syntax.parse(CODE.encode())
-    text = plots.ansi(parsed.source, syntax.byte_tiers(parsed))
+    parsed = tiers.parse(CODE.encode())
+    text = plots.ansi(parsed.source, tiers.byte_tiers(parsed))
     assert re.sub(r"\x1b\[\d+m", "", text) == CODE
     assert plots.ansi(b"", np.zeros(0, np.uint8)) == ""
 
@@ -23,7 +24,7 @@ def test_ansi_text_is_the_source():
 def test_boxes_cover_the_text_once(tmp_path):
     tokens.train_tokenizer([CODE], 300, tmp_path / "t")
     tok = tokens.load_tokenizer(str(tmp_path / "t"))
-    view = corpus.view(resolve("tiny"), tok, CODE)
+    view = views.view(resolve("tiny"), tok, CODE)
     runs = plots.token_runs(CODE, view.starts, view.labels)
     cover = np.zeros(len(CODE), int)
     for start, end, _ in runs:
@@ -69,13 +70,13 @@ def test_the_legend_fits_the_narrowest_figure():
 
 
 def test_intervals_are_drawn_where_they_are():
-    figure = plots.robustness({"base": {64: (50.0, 40.0, 62.0)}, "ast": {64: (70.0, 60.0, 80.0)}}, "pass@1")
+    figure = plots.robustness({"none": {64: (50.0, 40.0, 62.0)}, "ast": {64: (70.0, 60.0, 80.0)}}, "pass@1")
     segments = [s for c in figure.axes[0].collections for s in c.get_segments()]
     assert sorted((round(s[0][1], 6), round(s[1][1], 6)) for s in segments) == [(40.0, 62.0), (60.0, 80.0)]
 
 
 def test_the_tree_shows_every_named_node():
-    parsed = syntax.parse(b"def f(a):\n    return a\n")
+    parsed = tiers.parse(b"def f(a):\n    return a\n")
     figure = plots.tree(parsed)
     shown = [t.get_text().replace("\n", "_") for t in figure.axes[0].texts]
     assert {"module", "function_definition", "parameters", "block", "return_statement", "def", "return"} <= set(shown)
@@ -90,7 +91,7 @@ def test_the_slider_redraws_its_figure_in_a_kernel_and_stays_without_one(tmp_pat
     made = (
         "%matplotlib inline\n"
         "from matplotlib.figure import Figure\n"
-        "from treediff import plots\n"
+        "from treediff.figures import plots\n"
         "def draw(x):\n"
         "    figure = Figure()\n"
         "    figure.subplots().set_title(x)\n"
@@ -111,18 +112,18 @@ def test_the_slider_redraws_its_figure_in_a_kernel_and_stays_without_one(tmp_pat
     "code", ["(" * 10_000 + ")" * 10_000, f"x = [{'1, ' * 10_000}]\n", "def f(a): return a\n" * 2000]
 )
 def test_a_large_tree_is_drawn_in_part_and_says_so(code):
-    figure = plots.tree(syntax.parse(code.encode()))
+    figure = plots.tree(tiers.parse(code.encode()))
     assert max(figure.get_size_inches()) < 70
     words = [t.get_text() for t in figure.axes[0].texts]
     assert len(words) <= 90
     assert any(w.endswith("\n…") for w in words)
-    small = plots.tree(syntax.parse(b"def f(a):\n    return 'x'\n"))
+    small = plots.tree(tiers.parse(b"def f(a):\n    return 'x'\n"))
     assert not any(t.get_text().endswith("\n…") for t in small.axes[0].texts)
 
 
 def test_the_boxes_of_a_tree_do_not_overlap():
     code = "def a_rather_long_name(x):\n    return [f(1), not y, not z], lambda: x\n# comment one\n# comment two\n"
-    figure = plots.tree(syntax.parse(code.encode()))
+    figure = plots.tree(tiers.parse(code.encode()))
     figure.savefig(io.BytesIO())  # which lays it out
     boxes = [t.get_bbox_patch().get_window_extent() for t in figure.axes[0].texts]
     assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]

@@ -9,8 +9,16 @@ import matplotlib.figure
 import pytest
 from test_page import synthetic
 
-from treediff import answers, paper, report, stats, tables, tinycode
-from treediff.config import MASKINGS, UserError, read_json, resolve, write_json
+from treediff.config import resolve
+from treediff.data import prepare, tinycode
+from treediff.errors import UserError
+from treediff.files import read_json, write_json
+from treediff.report import comparisons, paper, report, tables
+from treediff.report.page import _data
+from treediff.sampling.run import samples_path
+from treediff.scoring import stats
+from treediff.scoring.run import ledger_path
+from treediff.strategies import MASKINGS
 
 
 def ledger(cfg, passed, n=20, **settings):
@@ -21,20 +29,20 @@ def ledger(cfg, passed, n=20, **settings):
             for i in range(n)
         }
         out = {"benchmark": "tinycode", "settings": {"data_sha256": "d", **settings}, "sandbox": {}, "tasks": tasks}
-        write_json(report.ledger_path(cfg, "tinycode", length), out)
-        path = answers.samples_path(cfg, "tinycode", length)
+        write_json(ledger_path(cfg, "tinycode", length), out)
+        path = samples_path(cfg, "tinycode", length)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"task_id": "TinyCode/0", "settings": answers.settings(cfg, length)}) + "\n")
+        path.write_text(json.dumps({"task_id": "TinyCode/0", "settings": settings(cfg, length)}) + "\n")
 
 
 def test_missing_runs_show_as_missing_and_counts_are_counted(runs):
     cfg = resolve("tiny")
     ledger(cfg, 12)
-    records = report.table(cfg, ("random", "ast"))
+    records = report.pass_rates(cfg, ("random", "ast"))
     assert "passed" not in records[0]
     got = [(r["T"], r["benchmark"], r["passed"], r["tasks"]) for r in records if r["strategy"] == "ast"]
     assert got == [(t, name, k, 20) for t in cfg.lengths for name, k in (("Tiny", 20), ("Tiny+", 12))]
-    text = report.markdown(records)
+    text = tables.markdown(records)
     assert text.count("not run") == 4
     assert "60.0 [38.7, 78.1] (12/20)" in text
 
@@ -43,31 +51,31 @@ def test_runs_of_different_settings_are_not_compared(runs):
     cfg = resolve("tiny")
     ledger(cfg, 12)
     ledger(cfg.with_masking("random"), 10)
-    report.table(cfg, ("random", "ast"))
+    report.pass_rates(cfg, ("random", "ast"))
     ledger(cfg.with_masking("random").but(temperature=0.5), 10)
     with pytest.raises(UserError, match="random and ast differ in sampling temperature"):
-        report.table(cfg, ("random", "ast"))
+        report.pass_rates(cfg, ("random", "ast"))
     ledger(cfg.with_masking("random"), 10, data_sha256="other")
     with pytest.raises(UserError, match="differ in data_sha256"):
-        report.table(cfg, ("random", "ast"))
+        report.pass_rates(cfg, ("random", "ast"))
     ledger(cfg.with_masking("random"), 10, n=19)
     with pytest.raises(UserError, match="differ in tasks"):
-        report.table(cfg, ("random", "ast"))
+        report.pass_rates(cfg, ("random", "ast"))
 
 
 def test_an_order_is_claimed_only_where_the_test_allows_it(runs):
     cfg = resolve("tiny", lengths=[64])
     ledger(cfg.with_masking("random"), 10)
     ledger(cfg, 12)
-    assert "no difference can be told" in report.verdicts(report.comparisons(cfg))
+    assert "no difference can be told" in comparisons.verdicts(comparisons.comparisons(cfg))
     ledger(cfg, 20)
-    [record] = [r for r in report.comparisons(cfg) if (r["from"], r["to"]) == ("random", "ast")]
+    [record] = [r for r in comparisons.comparisons(cfg) if (r["from"], r["to"]) == ("random", "ast")]
     assert (record["only_from"], record["only_to"], record["p"]) == (0, 10, pytest.approx(2 / 1024))
-    assert "a difference at p" in report.verdicts([record])
+    assert "a difference at p" in comparisons.verdicts([record])
 
 
 def test_the_paper_s_figures_are_whole_tasks():
-    for by_benchmark in report.PAPER.values():
+    for by_benchmark in paper.PAPER.values():
         for benchmark, by_t in by_benchmark.items():
             for pair in by_t.values():
                 for percent in pair:
@@ -108,10 +116,10 @@ def test_seeds_are_pooled_in_the_report(three_seeds):
     folder = report.write(cfg).parent
     passed = {
         s: [
-            stats.passed(read_json(report.ledger_path(cfg.with_masking(s).but(seed=k), "tinycode", 64)), "plus")
+            stats.passed(read_json(ledger_path(cfg.with_masking(s).but(seed=k), "tinycode", 64)), "plus")
             for k in (0, 1, 2)
         ]
-        for s in ("base", *MASKINGS)
+        for s in ("none", *MASKINGS)
     }
     records = json.loads((folder / "pooled.json").read_text())
     assert [(r["from"], r["to"]) for r in records] == paper.PAIRS
@@ -138,16 +146,16 @@ def test_seeds_are_pooled_in_the_report(three_seeds):
 def test_a_pooled_difference_is_claimed_only_where_the_interval_says_so_too():
     record = {"benchmark": "HE+", "T": 512, "from": "random", "to": "ast", "seeds": [3, 3], "p": 0.001}
     record |= {"difference": 4.0, "low": 1.0, "high": 7.0}
-    assert "a difference at p" in report.verdicts([record])
-    assert "no difference can be told" in report.verdicts([record | {"low": -0.5}])
+    assert "a difference at p" in comparisons.verdicts([record])
+    assert "no difference can be told" in comparisons.verdicts([record | {"low": -0.5}])
 
 
 def resampled(cfg, **changes):
     """The run's samples again as other settings would name them."""
-    path = answers.samples_path(cfg, "tinycode", 64)
+    path = samples_path(cfg, "tinycode", 64)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(r | {"settings": r["settings"] | changes}) + "\n" for r in rows))
-    place = report.ledger_path(cfg, "tinycode", 64)
+    place = ledger_path(cfg, "tinycode", 64)
     ledger = read_json(place)
     ledger["settings"].pop("samples_sha256")
     write_json(place, ledger)
@@ -162,11 +170,11 @@ def trained(cfg, **changes):
     [
         (0, "ast", (trained, {"lr": 0.1}), r"random and ast differ in training switch lr \(0.005 and 0.1\)"),
         (0, "random", (trained, {"rows": 7}), r"random and ast_span differ in training switch rows"),
-        (0, "base", (trained, {"d_model": 64}), r"base and random differ in training switch d_model"),
+        (0, "none", (trained, {"d_model": 64}), r"none and random differ in training switch d_model"),
         (0, "ast", (resampled, {"block_length": 8}), r"ast differ in sampling block_length"),
         (2, "ast", (trained, {"eps_max": 0.5}), r"and ast-seed2 differ in training switch eps_max"),
         (1, "random", (trained, {"max_length": 99}), r"and random-seed1 differ in training switch max_length"),
-        (1, "base", (resampled, {"temperature": 0.4}), r"base-seed1 differ in sampling temperature \(0.0 and 0.4\)"),
+        (1, "none", (resampled, {"temperature": 0.4}), r"none-seed1 differ in sampling temperature \(0.0 and 0.4\)"),
     ],
 )
 def test_the_report_refuses_runs_of_different_switches(three_seeds, seed, masking, change, message):
@@ -178,7 +186,7 @@ def test_the_report_refuses_runs_of_different_switches(three_seeds, seed, maskin
 
 
 def test_a_ledger_of_other_samples_is_refused(three_seeds):
-    path = answers.samples_path(three_seeds.but(seed=1), "tinycode", 64)
+    path = samples_path(three_seeds.but(seed=1), "tinycode", 64)
     path.write_text(path.read_text().replace("return", "return  "))
     with pytest.raises(UserError, match=r"ast-seed1/scores/tinycode-T64.json: it is the ledger of other samples"):
         report.write(three_seeds)
@@ -188,7 +196,7 @@ def test_several_samples_in_the_report(runs, quick):
     cfg = resolve("tiny", lengths=[64])
     synthetic(cfg, 30, 24, samples=5)
     folder = report.write(cfg).parent
-    ledger = read_json(report.ledger_path(cfg, "tinycode", 64))
+    ledger = read_json(ledger_path(cfg, "tinycode", 64))
     c = [sum(v["base"] == v["plus"] == "pass" for v in of) for of in ledger["tasks"].values()]
     [cell] = [r for r in json.loads((folder / "table1.json").read_text()) if r["strategy"] == "ast"][1:]
     assert (cell["passed"], cell["tasks"], cell["samples"]) == (sum(c), 30, 5)
@@ -203,8 +211,8 @@ def test_several_samples_in_the_report(runs, quick):
     text = (folder / "report.html").read_text()
     assert "They are no further tasks" in text
     assert f"{found[5]['rate']:.1f} [{found[5]['low']:.1f}, {found[5]['high']:.1f}]" in text
-    [record] = [r for r in report.comparisons(cfg) if (r["from"], r["to"]) == ("random", "ast")]
-    other = stats.passed(read_json(report.ledger_path(cfg.with_masking("random"), "tinycode", 64)), "plus")
+    [record] = [r for r in comparisons.comparisons(cfg) if (r["from"], r["to"]) == ("random", "ast")]
+    other = stats.passed(read_json(ledger_path(cfg.with_masking("random"), "tinycode", 64)), "plus")
     d = [Fraction(x, 5) - v for x, v in zip(c, other.values(), strict=True)]
     assert record["difference"] == pytest.approx(100 * float(sum(d)) / 30)
     assert record["p"] == pytest.approx(stats.sign_flip((Fraction(0), x) for x in d))
@@ -213,11 +221,11 @@ def test_several_samples_in_the_report(runs, quick):
 def test_other_numbers_of_samples_are_not_compared(runs):
     cfg = resolve("tiny", lengths=[64])
     synthetic(cfg, 8, 24, samples=3)
-    place = report.ledger_path(cfg, "tinycode", 64)
+    place = ledger_path(cfg, "tinycode", 64)
     ledger = read_json(place)
     write_json(place, ledger | {"tasks": {t: of[:2] for t, of in ledger["tasks"].items()}})
     with pytest.raises(UserError, match=r"base and ast differ in samples per task \(\[3\] and \[2\]\)"):
-        report.ledgers(cfg)
+        comparisons.ledgers(cfg)
 
 
 # --- what stands beside ours ----------------------------------------------------------------------------------------
@@ -239,7 +247,7 @@ def test_deviations_are_those_of_the_runs(three_seeds):
 def humaneval_records():
     """Table 1's records with ours at T = 256, and a strategy's name that LaTeX must not read as its own."""
     out = []
-    for strategy in ("base", "random", "ast"):
+    for strategy in ("none", "random", "ast"):
         for t in (256, 512):
             for benchmark in ("humaneval", "mbpp"):
                 for part, name in enumerate(paper.HALVES[benchmark]):
@@ -279,16 +287,15 @@ def test_latex_is_balanced_and_escaped(monkeypatch):
 
 
 def test_the_report_says_what_the_runs_were_trained_on(runs, tmp_path):
-    from treediff import page, prepare
 
     cfg = resolve("tiny", rows=60, pretrain={"rows": 80})
     data = tmp_path / "<b>.jsonl"
     own = cfg.but(data=str(data))
     data.write_text("".join(json.dumps(r) + "\n" for r in tinycode.training(70, 0)))
     assert report.data_sets(own) == {}
-    for masking in ("base", "random", "ast"):
+    for masking in ("none", "random", "ast"):
         run = own.with_masking(masking)
-        prepare.prepared(run)
+        prepare.prepare(run)
         write_json(run.run_dir / "provenance.json", {"data": prepare.data_fingerprint(run)})
     found = report.data_sets(own)
     assert list(found) == ["Backbone", "Random masking, AST (TreeDiff)"]
@@ -298,7 +305,7 @@ def test_the_report_says_what_the_runs_were_trained_on(runs, tmp_path):
     checked |= {"problems_flagged": 1, "too_short": {"code": 0, "text": 0}, "nearest": [hostile]}
     checked |= {"thresholds": {"code": 0.6, "text": 0.6, "minhash": 0.6}}
     found["Random masking, AST (TreeDiff)"]["contamination"] |= checked
-    text = "".join(page._data({"data": found}))
+    text = "".join(_data({"data": found}))
     assert "<td>not chosen</td><td>10</td>" in text
     assert "<b>1 of 60 rows</b> (1.667 %) hold a problem of humaneval (code 1)" in text
     assert text.count("tinycode: held out by construction") == 2

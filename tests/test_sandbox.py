@@ -25,10 +25,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treediff import cage, judge, plain, sandbox, score, warden
-from treediff.cage import LAYERS
-from treediff.plain import Opaque, abridged, decode, encode
-from treediff.sandbox import Sandbox
+from treediff.sandbox import client, isolation, runner, values
+from treediff.sandbox.client import Sandbox
+from treediff.sandbox.isolation import LAYERS
+from treediff.sandbox.values import Opaque, abridged, pack, unpack
+from treediff.scoring import score, verdicts
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the sandbox is Linux's")
 
@@ -215,7 +216,7 @@ def f(x):
 
 
 def verdict(box: Sandbox, program: str) -> tuple[str, str]:
-    return judge._examine(box, program, ORACLE, "base")
+    return verdicts._examine(box, program, ORACLE, "base")
 
 
 @pytest.fixture(scope="module")
@@ -256,8 +257,8 @@ def wrapped():
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch):
     """Time limits short enough to test them."""
-    monkeypatch.setattr(judge, "MIN_SECONDS", 0.3)
-    monkeypatch.setattr(judge, "SLACK", 0.5)
+    monkeypatch.setattr(verdicts, "MIN_SECONDS", 0.3)
+    monkeypatch.setattr(verdicts, "SLACK", 0.5)
 
 
 @pytest.mark.parametrize("which", ["full", "bare"])
@@ -304,8 +305,8 @@ def test_inputs_changed_in_place_do_not_move_the_goal(full):
     """EvalPlus computes find_zero's polynomial from the inputs as the program left them: zeros fit everything."""
     oracle = {"kind": "humaneval", "entry": "find_zero", "atol": 1e-4}
     oracle["base"] = {"inputs": [[[1, 2]]], "expected": [-0.5], "times": [0.0], "extras": [0.0]}
-    assert judge._examine(full, "def find_zero(xs):\n  xs[:] = [0, 0]\n  return 9", oracle, "base")[0] == "fail"
-    assert judge._examine(full, "def find_zero(xs): return -0.5", oracle, "base") == ("pass", "")
+    assert verdicts._examine(full, "def find_zero(xs):\n  xs[:] = [0, 0]\n  return 9", oracle, "base")[0] == "fail"
+    assert verdicts._examine(full, "def find_zero(xs): return -0.5", oracle, "base") == ("pass", "")
 
 
 # --- attacks on the machine -----------------------------------------------------------------------------------------
@@ -545,7 +546,7 @@ def test_no_process_is_left(attack, without):
         while (left := descendants(box._process.pid)) and time.monotonic() < deadline:
             time.sleep(0.02)  # guardians that are about to be reaped
         assert len(left) <= 1, left
-    assert not [p for p in Path("/proc").iterdir() if p.name.isdigit() and "import warden" in command(p) and child(p)]
+    assert not [p for p in Path("/proc").iterdir() if p.name.isdigit() and "import runner" in command(p) and child(p)]
 
 
 def test_the_guardian_without_pidfd(monkeypatch):
@@ -562,14 +563,14 @@ def test_the_guardian_without_pidfd(monkeypatch):
             if pid == 0:
                 time.sleep(nap)
                 os._exit(7)
-            report = warden._wait(pid, theirs, 0.5)
+            report = runner._wait(pid, theirs, 0.5)
         assert report["late"] is late
         assert report["exit"] == (-9 if late else 7)
 
 
 def descendants(pid: int) -> list[int]:
     """Live processes below `pid`, by /proc."""
-    below = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and warden._parent(p) == pid]
+    below = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and runner._parent(p) == pid]
     live = [p for p in below if b") Z " not in stat(p)]
     return live + [q for p in below for q in descendants(p)]
 
@@ -588,7 +589,7 @@ def command(process: Path) -> str:
 
 def child(process: Path) -> bool:
     """Whether the process has been adopted by init: what a daemon wants."""
-    return warden._parent(process) == 1 and b") Z " not in stat(int(process.name))
+    return runner._parent(process) == 1 and b") Z " not in stat(int(process.name))
 
 
 def test_nothing_is_left_on_disk(tmp_path):
@@ -646,12 +647,12 @@ def test_without_root_too(tmp_path):
     """The same layers through a user namespace, for a user who is not root (skips if that user cannot run Python)."""
     code = (
         "import sys, json; sys.path.insert(0, sys.argv[1])\n"
-        "from treediff.sandbox import Sandbox\n"
+        "from treediff.sandbox.client import Sandbox\n"
         "with Sandbox() as box:\n"
         "    frames = list(box.run('def f(x): return x + 1', 'f', [[1]], [5], seconds=9))\n"
         "    print(json.dumps([box.layers, frames[0][1][1]]))\n"
     )
-    root = str(Path(sandbox.__file__).parents[1])
+    root = str(Path(client.__file__).parents[2])
 
     def other() -> None:
         os.setgroups([])
@@ -683,7 +684,7 @@ def test_without_root_too(tmp_path):
 
 def test_a_run_full_of_attacks_survives(tmp_path, runs, monkeypatch):
     """Every attack in one file, among honest programs: the ledger is whole and only the honest pass."""
-    monkeypatch.setattr(judge, "GIVE_UP", 2.0)
+    monkeypatch.setattr(verdicts, "GIVE_UP", 2.0)
     deadly = {
         "hash bomb": """
 import json, posix, struct
@@ -753,12 +754,12 @@ def form(x) -> str:
 @given(VALUES)
 @settings(max_examples=400, deadline=None)
 def test_plain_data_crosses_unchanged(value):
-    assert form(decode(json.loads(json.dumps(encode(value))))) == form(value)
+    assert form(unpack(json.loads(json.dumps(pack(value))))) == form(value)
 
 
 def test_integers_too_long_to_print_cross_unchanged():
     for value in (10**5000, -(10**100_000), [1 << 63, -(1 << 63) - 1]):
-        assert decode(json.loads(json.dumps(encode(value)))) == value
+        assert unpack(json.loads(json.dumps(pack(value)))) == value
 
 
 Point = collections.namedtuple("Point", "x y")
@@ -780,14 +781,14 @@ Point = collections.namedtuple("Point", "x y")
     ],
 )
 def test_types_of_the_standard_library_keep_their_type(value):
-    back = decode(json.loads(json.dumps(encode(value))))
+    back = unpack(json.loads(json.dumps(pack(value))))
     assert back == value
     assert type(back) is type(value)
 
 
 def test_arrays_cross_unchanged():
     for array in (np.arange(6).reshape(2, 3), np.array([1.5, np.nan]), np.array(["a", "bc"]), np.array(3 + 1j)):
-        back = decode(json.loads(json.dumps(encode(array))))
+        back = unpack(json.loads(json.dumps(pack(array))))
         assert back.dtype == array.dtype
         np.testing.assert_array_equal(back, array)
 
@@ -795,20 +796,20 @@ def test_arrays_cross_unchanged():
 def test_subclasses_are_equal_by_content_and_of_another_type():
     """As EvalPlus has it: a named tuple equals a tuple, but only values of one type are compared within a tolerance."""
     for value, same in ((Point(1, 2), (1, 2)), (signal.SIGTERM, 15), (collections.defaultdict(int, a=1), {"a": 1})):
-        back = decode(json.loads(json.dumps(encode(value))))
+        back = unpack(json.loads(json.dumps(pack(value))))
         assert back == same
         assert type(back) is not type(same)
-    assert decode(encode({1: 2}.keys())) == {1}
-    assert decode(encode({1: 2}.items())) == {(1, 2)}
-    assert decode(encode({1: 2}.keys())) != [1]
+    assert unpack(pack({1: 2}.keys())) == {1}
+    assert unpack(pack({1: 2}.items())) == {(1, 2)}
+    assert unpack(pack({1: 2}.keys())) != [1]
 
 
 @pytest.mark.parametrize("value", [object(), int, len, iter([]), (i for i in ()), {}.values(), np.array([object()])])
 def test_other_values_equal_nothing(value):
-    back = decode(json.loads(json.dumps(encode(value))))
+    back = unpack(json.loads(json.dumps(pack(value))))
     assert isinstance(back, Opaque)
     assert back != value
-    assert back != decode(encode(value))
+    assert back != unpack(pack(value))
 
 
 @pytest.mark.parametrize(
@@ -832,23 +833,23 @@ def test_other_values_equal_nothing(value):
 )
 def test_forged_data_is_refused(body):
     with pytest.raises((ValueError, TypeError, StopIteration, decimal.InvalidOperation, ArithmeticError)):
-        decode(body)
+        unpack(body)
 
 
 def test_bulky_outputs_go_as_digests_that_agree_with_equality(monkeypatch):
-    monkeypatch.setattr(plain, "BULK", 5000)
-    n = plain.BULK + 1
+    monkeypatch.setattr(values, "BULK", 5000)
+    n = values.BULK + 1
     equal = [([1] * n, [True] * n), ([2.0] * n, [2] * n), (("a", 1) * n, ("a", 1.0) * n), ("x" * 4 * n, "x" * 4 * n)]
     equal += [({(i, 1.0) for i in range(n)}, {(i, 1) for i in reversed(range(n))})]
     equal += [([[1, 2.0]] * n, [[1.0, 2]] * n), (dict.fromkeys(range(n), 0), dict.fromkeys(reversed(range(n)), 0))]
     for a, b in equal:
         assert "digest" in abridged(a)
-        assert (a == b) is (decode(abridged(a)) == decode(abridged(b))) is True
+        assert (a == b) is (unpack(abridged(a)) == unpack(abridged(b))) is True
     different = [([1] * n, [1] * (n - 1) + [2]), ([1] * n, (1,) * n), (["1"] * n, [1] * n), ([1.5] * n, [1] * n)]
     different += [([float("nan")] * n, [float("nan")] * n)]
     for a, b in different:
-        assert decode(abridged(a)) != decode(abridged(b))
-    assert "digest" not in abridged([1] * plain.BULK)
+        assert unpack(abridged(a)) != unpack(abridged(b))
+    assert "digest" not in abridged([1] * values.BULK)
 
 
 # --- the filter -----------------------------------------------------------------------------------------------------
@@ -863,10 +864,10 @@ def test_numbers_of_system_calls(machine, header):
     if not file.is_file():
         pytest.skip(f"{file} is not installed")
     numbers = dict(re_defines(file.read_text()))
-    column = cage._ARCHES[machine][0]
-    rows = [row.split() for row in cage._DENIED.replace("\n", " ").split(",")]
-    rows += [["clone", *cage._CLONE], ["clone3", *cage._CLONE3], ["tgkill", *cage._TGKILL]]
-    rows += [["prlimit64", *cage._PRLIMIT]]
+    column = isolation._ARCHES[machine][0]
+    rows = [row.split() for row in isolation._DENIED.replace("\n", " ").split(",")]
+    rows += [["clone", *isolation._CLONE], ["clone3", *isolation._CLONE3], ["tgkill", *isolation._TGKILL]]
+    rows += [["prlimit64", *isolation._PRLIMIT]]
     for name, *ours in rows:
         assert numbers.get(name, "-") == str(ours[column]), name
 

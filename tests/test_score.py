@@ -20,8 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treediff import judge, score
-from treediff.config import UserError
+from treediff.data import benchmarks
+from treediff.errors import UserError
+from treediff.scoring import score, verdicts
+from treediff.scoring.verdicts import agrees
 
 ADD = {
     "prompt": "def add(a, b):\n",
@@ -112,7 +114,7 @@ def test_verdicts_of_all_real_programs_twice(benchmark, shared, tmp_path, runs):
 @pytest.mark.parametrize("benchmark", FILES)
 def test_all_canonical_solutions_pass(benchmark, shared, tmp_path, runs):
     data = shared / "data/benchmarks" / FILES[benchmark]
-    problems, _ = score.load_benchmark(benchmark, data)
+    problems, _ = benchmarks.load_benchmark(benchmark, data)
     samples = tmp_path / "samples.jsonl"
     with samples.open("w") as file:
         for task, p in problems.items():
@@ -171,7 +173,7 @@ def test_comparison_is_evalplus_own(which, pairs, atol):
             )
             ours = []
             for (out, exp), inp in zip(pairs, inputs, strict=True):
-                same, atol = judge.agrees(kind, entry, inp, out, exp, atol)
+                same, atol = agrees(kind, entry, inp, out, exp, atol)
                 ours.append(same)
                 if not same:
                     break
@@ -255,7 +257,7 @@ def test_a_big_process_scores_as_a_small_one(bench):
 def judged(monkeypatch):
     """The tasks of each call to the judges."""
     calls = []
-    real = score.judged
+    real = verdicts.judged
 
     def spy(jobs, *args):
         calls.append(sorted(job[0] for job in jobs if not job[1].get("record")))
@@ -285,9 +287,9 @@ def test_killed_scoring_goes_on(bench, judged, tmp_path):
     bench({0: RIGHT}, out="other.json")  # the expected outputs
     rows = [json.dumps({"task_id": f"TinyCode/{i}", "completion": p}) for i, p in slow.items()]
     bench.samples.write_text("\n".join(rows))
-    code = "import sys, pathlib as p; from treediff import score; a = [p.Path(x) for x in sys.argv[1:]]\n"
+    code = "import sys, pathlib as p; from treediff.scoring import score; a = [p.Path(x) for x in sys.argv[1:]]\n"
     code += "score.score('tinycode', *a, workers=2)"
-    root = str(Path(score.__file__).parents[1])
+    root = str(Path(score.__file__).parents[2])
     child = subprocess.Popen(
         [sys.executable, "-c", code, bench.data, bench.samples, bench.out], env={**os.environ, "PYTHONPATH": root}
     )
@@ -351,7 +353,7 @@ def test_killed_scoring_of_several_samples_goes_on(bench, judged):
     """What the journal of a killed scoring holds, sample by sample, is not judged again; the ledger is the same."""
     rows = several({i: [RIGHT, WRONG, BASE_ONLY, f"    return a + b * {i + 2}\n"] for i in range(4)})
     whole = bench(rows, out="whole.json")
-    real, stop = score.judged, iter(range(6))
+    real, stop = judged, iter(range(6))
 
     def cut(jobs, *args):
         for result in real(jobs, *args):
@@ -359,12 +361,12 @@ def test_killed_scoring_of_several_samples_goes_on(bench, judged):
             if next(stop, None) is None:
                 raise KeyboardInterrupt
 
-    score.judged = cut
+    judged = cut
     try:
         with pytest.raises(KeyboardInterrupt):
             bench(rows)
     finally:
-        score.judged = real
+        judged = real
     assert not bench.out.exists()
     kept = bench.out.with_name(".ledger.json.journal").read_bytes().count(b'"base"')
     judged.clear()
@@ -456,16 +458,16 @@ def test_bad_data(change, message, bench):
 
 def test_missing_files(tmp_path, bench):
     with pytest.raises(UserError, match=r"nothing.jsonl: cannot be read"):
-        score.load_benchmark("tinycode", tmp_path / "nothing.jsonl")
+        benchmarks.load_benchmark("tinycode", tmp_path / "nothing.jsonl")
     with pytest.raises(UserError, match=r"cannot be read"):
-        score.load_benchmark("tinycode", tmp_path)
+        benchmarks.load_benchmark("tinycode", tmp_path)
     (tmp_path / "broken.gz").write_bytes(gzip.compress(b"{}" * 100)[:15])
     with pytest.raises(UserError, match=r"broken.gz: cannot be read"):
-        score.load_benchmark("humaneval", tmp_path / "broken.gz")
+        benchmarks.load_benchmark("humaneval", tmp_path / "broken.gz")
     with pytest.raises(UserError, match="tinycode has no download"):
-        score.load_benchmark("tinycode")
+        benchmarks.load_benchmark("tinycode")
     with pytest.raises(UserError, match="no 'codeforces'; choose"):
-        score.load_benchmark("codeforces")
+        benchmarks.load_benchmark("codeforces")
 
 
 def test_no_network(monkeypatch):
@@ -476,7 +478,7 @@ def test_no_network(monkeypatch):
 
     monkeypatch.setattr(humaneval, "_ready_human_eval_plus_path", fail)
     with pytest.raises(UserError, match=r"could not download humaneval .*give its .jsonl.gz file with --data"):
-        score.load_benchmark("humaneval")
+        benchmarks.load_benchmark("humaneval")
 
 
 @pytest.fixture
@@ -509,7 +511,7 @@ def released(tmp_path, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     digest = hashlib.sha256(content).hexdigest()
-    monkeypatch.setitem(score.RELEASES, digest, "HumanEvalPlus v0.1.10")
+    monkeypatch.setitem(benchmarks.RELEASES, digest, "HumanEvalPlus v0.1.10")
     yield cached, digest, asked
     server.shutdown()
     server.server_close()
@@ -518,7 +520,7 @@ def released(tmp_path, monkeypatch):
 def test_data_by_evalplus_own_download(released, bench, tmp_path, runs, monkeypatch):
     """Downloaded once, its hash checked and recorded; cut short, it is refused with the file named."""
     cached, digest, asked = released
-    problems, found = score.load_benchmark("humaneval")
+    problems, found = benchmarks.load_benchmark("humaneval")
     assert (list(problems), found) == (["HumanEval/0", "HumanEval/1"], digest)
     bench.samples.write_text(json.dumps({"task_id": "HumanEval/1", "completion": RIGHT}))
     ledger = score.score("humaneval", None, bench.samples, bench.out)
@@ -528,15 +530,15 @@ def test_data_by_evalplus_own_download(released, bench, tmp_path, runs, monkeypa
     assert len(asked) == 1
     cached.write_bytes(cached.read_bytes()[:-20])  # as a kill would leave EvalPlus's cache
     with pytest.raises(UserError, match=r"HumanEvalPlus.jsonl: EvalPlus's download is no release .*delete the file"):
-        score.load_benchmark("humaneval")
+        benchmarks.load_benchmark("humaneval")
     cached.unlink()
-    assert score.load_benchmark("humaneval")[1] == digest
+    assert benchmarks.load_benchmark("humaneval")[1] == digest
     assert len(asked) == 2
 
 
 def test_given_data_are_hashed_and_an_unknown_release_is_told(released, bench, tmp_path, caplog):
     cached, digest, _ = released
-    score.load_benchmark("humaneval")
+    benchmarks.load_benchmark("humaneval")
     given = tmp_path / "given.jsonl.gz"
     given.write_bytes(gzip.compress(cached.read_bytes()))  # packed or not, the hash is the content's
     bench.samples.write_text(json.dumps({"task_id": "HumanEval/0", "completion": RIGHT}))

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treediff import stats
-from treediff.config import UserError
+from treediff.errors import UserError
+from treediff.scoring import stats
 
 
 def vector(bits: str) -> dict[str, int]:

@@ -12,11 +12,10 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import oracles
 import pytest
-import twins
 
-from treediff import syntax
-from treediff.syntax import CONDITION, CONTROL, DATA, DEFAULT, SKELETON
+from treediff.masking.tiers import CONDITION, CONTROL, DATA, DEFAULT, SKELETON, byte_tiers, error_bytes, parse
 
 ROOT = Path(sysconfig.get_paths()["stdlib"])
 LIBRARY = [p for p in sorted(ROOT.rglob("*.py")) if "site-packages" not in p.relative_to(ROOT).parts]
@@ -183,14 +182,14 @@ def compare(path: Path) -> Counter:
         return Counter({"files that are no Python source in UTF-8": 1})
     if not tree_free:
         return Counter({"files with a byte order mark or a form feed, which tokenize counts otherwise": 1})
-    parsed = syntax.parse(source)
-    if syntax.error_bytes(parsed):
+    parsed = parse(source)
+    if error_bytes(parsed):
         return Counter({"files that the grammar cannot parse whole": 1})
     oracle = Oracle(source)
     punctuation = np.frombuffer(source.translate(parsed.grammar.marks), bool)
     found["files"] += 1
-    for owner in twins.OWNERS:
-        tiers, want = syntax.byte_tiers(parsed, owner), getattr(oracle, owner)
+    for owner in oracles.OWNERS:
+        tiers, want = byte_tiers(parsed, owner), getattr(oracle, owner)
         for i, (start, end) in enumerate(zip(oracle.start.tolist(), oracle.end.tolist(), strict=True)):
             if oracle.fstring[i]:
                 found["tokens of f-strings"] += 1

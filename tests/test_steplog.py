@@ -6,8 +6,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from treediff import loss, steplog
-from treediff.config import UserError, resolve
+from treediff.config import resolve
+from treediff.errors import UserError
+from treediff.training import loss, steplog
 
 RECORD = {
     "step": 7,

@@ -19,8 +19,11 @@ from typing import Any
 
 import pytest
 
-from treediff import tinycode
-from treediff.config import UserError
+from treediff import pipeline
+from treediff.config import resolve
+from treediff.data import examples, tinycode
+from treediff.errors import UserError
+from treediff.masking import tokens
 
 BENCHMARK = tinycode.benchmark()
 
@@ -347,12 +350,10 @@ def test_families_share_the_rows():
 
 def test_programs_stay_short(runs):
     """The tiny preset's tokenizer takes 53 tokens for an answer on average and 80 at most: T = 96 holds them all."""
-    from treediff import corpus, tokens
-    from treediff.config import resolve
 
     cfg = resolve("tiny", pretrain={"rows": 4000})
-    tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg))
-    encoded = [corpus.encode(cfg, tok, corpus.example(r)) for r in tinycode.training(2000, 0)]
+    tok = pipeline.tokenizer(cfg)
+    encoded = [examples.encode(cfg, tok, examples.example(r)) for r in tinycode.training(2000, 0)]
     answers = [int((e["labels"] > tokens.PROMPT).sum()) for e in encoded]
     assert max(answers) <= 80
     assert sum(answers) / len(answers) < 56

@@ -3,14 +3,15 @@
 import copy
 
 import numpy as np
+import oracles
 import pytest
-import twins
 from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treediff import syntax, tokens
-from treediff.config import UserError
+from treediff.errors import UserError
+from treediff.masking import tokens
+from treediff.masking.tiers import CONDITION, CONTROL, DATA, SKELETON, TIERS, byte_tiers, language_of, node_spans, parse
 
 TEXT = "def f(x):\n\treturn {'naïve': '😀'}[x]  # ≤\r\n" * 3
 WEIGHTS = [0.15, 0.15, 0.42, 0.58, 0.6]
@@ -79,7 +80,7 @@ def pieces(tok, ids) -> list[bytes]:
 @settings(max_examples=200, deadline=None)
 @given(text=texts)
 def test_tokens_spell_the_text_and_start_where_they_say(tok, text):
-    ids, starts = tokens.encode(tok, text)
+    ids, starts = tokens.tokenize(tok, text)
     spelled = pieces(tok, ids.tolist())
     assert b"".join(spelled) == text.encode()
     assert starts.tolist() == [sum(map(len, spelled[:k])) for k in range(len(spelled))]
@@ -98,52 +99,53 @@ def test_tokens_spell_the_text_and_start_where_they_say(tok, text):
 )
 def test_every_token_has_the_tier_of_its_owner(tok, text, seed, weights):
     """Under arbitrary tiers as under real ones, so that tokens straddle them in every way."""
-    ids, starts = tokens.encode(tok, text)
+    ids, starts = tokens.tokenize(tok, text)
     raw = text.encode()
     for tiers in (
-        syntax.byte_tiers(syntax.parse(raw)),
+        byte_tiers(parse(raw)),
         np.random.default_rng(seed).integers(0, 5, len(raw)).astype(np.uint8),
     ):
-        got = tokens.token_tiers(tok, ids, starts, tiers, weights)
-        assert got.tolist() == twins.token_tiers(pieces(tok, ids.tolist()), tiers, weights)
+        for owner in ("none", "enclosing"):
+            got = tokens.token_tiers(tok, ids, starts, tiers, weights, owner)
+            assert got.tolist() == oracles.token_tiers(pieces(tok, ids.tolist()), tiers, weights, owner)
 
 
 @settings(max_examples=150, deadline=None)
 @given(text=texts, cuts=st.lists(st.tuples(st.integers(0, 80), st.integers(0, 80), st.integers(0, 4)), max_size=12))
 def test_spans_hold_the_tokens_whose_anchor_lies_inside(tok, text, cuts):
-    ids, starts = tokens.encode(tok, text)
+    ids, starts = tokens.tokenize(tok, text)
     raw, at = text.encode(), tokens.anchors(tok, ids, starts)
     cuts = [(min(a, b, len(raw)), min(max(a, b), len(raw)), tier) for a, b, tier in cuts]
-    for spans in (syntax.node_spans(syntax.parse(raw)), np.array(cuts, np.int32).reshape(-1, 3)):
+    for spans in (node_spans(parse(raw)), np.array(cuts, np.int32).reshape(-1, 3)):
         got = tokens.token_spans(at, spans)
         assert got.dtype == np.int32
-        assert got.tolist() == twins.token_spans(at.tolist(), [tuple(x) for x in spans.tolist()])
+        assert got.tolist() == oracles.token_spans(at.tolist(), [tuple(x) for x in spans.tolist()])
 
 
 def test_real_files_in_every_language(tok):
-    from test_languages import SOURCES, installed
+    from test_languages import SOURCES, with_grammar
 
     for path in SOURCES:
         raw = path.read_bytes()
-        ids, starts = tokens.encode(tok, raw.decode())
-        parsed = syntax.parse(raw, installed(syntax.language_of(path)))
-        tiers, spelled = syntax.byte_tiers(parsed), pieces(tok, ids.tolist())
+        ids, starts = tokens.tokenize(tok, raw.decode())
+        parsed = parse(raw, with_grammar(language_of(path)))
+        tiers, spelled = byte_tiers(parsed), pieces(tok, ids.tolist())
         for weights in (None, WEIGHTS):
             got = tokens.token_tiers(tok, ids, starts, tiers, weights)
-            assert got.tolist() == twins.token_tiers(spelled, tiers, weights)
-        spans = tokens.token_spans(tokens.anchors(tok, ids, starts), syntax.node_spans(parsed))
+            assert got.tolist() == oracles.token_tiers(spelled, tiers, weights, "none")
+        spans = tokens.token_spans(tokens.anchors(tok, ids, starts), node_spans(parsed))
         assert (spans[:, 0] < spans[:, 1]).all()
         assert spans[:, 1].max() <= len(ids)
 
 
 def test_a_token_may_hold_part_of_a_character(tok):
     text = "x = '😀𝔘'\n"
-    ids, starts = tokens.encode(tok, text)
+    ids, starts = tokens.tokenize(tok, text)
     torn = [p for p in pieces(tok, ids.tolist()) if p.decode(errors="replace").count("\ufffd")]
     assert torn, "this text was to be cut inside a character"
-    tiers = tokens.token_tiers(tok, ids, starts, syntax.byte_tiers(syntax.parse(text.encode())))
+    tiers = tokens.token_tiers(tok, ids, starts, byte_tiers(parse(text.encode())))
     inside = (starts >= text.encode().index("😀".encode())) & (starts < text.encode().index(b"'\n"))
-    assert (tiers[inside] == syntax.SKELETON).all()
+    assert (tiers[inside] == SKELETON).all()
 
 
 def test_a_token_that_straddles_leaves_belongs_to_its_first_one_or_to_the_heaviest(trained):
@@ -151,21 +153,21 @@ def test_a_token_that_straddles_leaves_belongs_to_its_first_one_or_to_the_heavie
     straddling = copy.deepcopy(trained)
     straddling.add_tokens(["x)"])
     raw = b"if f(x):\n    y\n"
-    ids, starts = tokens.encode(straddling, raw.decode())
+    ids, starts = tokens.tokenize(straddling, raw.decode())
     k = pieces(straddling, ids.tolist()).index(b"x)")
-    tiers = syntax.byte_tiers(syntax.parse(raw))
+    tiers = byte_tiers(parse(raw))
     at = raw.index(b"x)")
-    assert tiers[at : at + 2].tolist() == [syntax.DATA, syntax.SKELETON]
-    assert tokens.token_tiers(straddling, ids, starts, tiers)[k] == syntax.DATA
-    assert tokens.token_tiers(straddling, ids, starts, tiers, [0, 9, 1, 1, 1])[k] == syntax.SKELETON
+    assert tiers[at : at + 2].tolist() == [DATA, SKELETON]
+    assert tokens.token_tiers(straddling, ids, starts, tiers)[k] == DATA
+    assert tokens.token_tiers(straddling, ids, starts, tiers, [0, 9, 1, 1, 1])[k] == SKELETON
 
 
 def test_a_byte_order_mark_crlf_and_tabs_keep_their_places(tok):
     text = "\ufeffif x:\r\n\treturn 'é'\r\n"
-    ids, starts = tokens.encode(tok, text)
+    ids, starts = tokens.tokenize(tok, text)
     raw = text.encode()
-    tiers = tokens.token_tiers(tok, ids, starts, syntax.byte_tiers(syntax.parse(raw)))
-    for word, tier in ((b"if", syntax.CONDITION), (b"return", syntax.CONTROL), ("é".encode(), syntax.SKELETON)):
+    tiers = tokens.token_tiers(tok, ids, starts, byte_tiers(parse(raw)))
+    for word, tier in ((b"if", CONDITION), (b"return", CONTROL), ("é".encode(), SKELETON)):
         held = [k for k, a in enumerate(tokens.anchors(tok, ids, starts)) if 0 <= a - raw.index(word) < len(word)]
         assert held
         assert (tiers[held] == tier).all()
@@ -176,11 +178,11 @@ def test_special_tokens_in_a_text_are_only_text(tok):
     assert tok.eos_token_id in special
     for i, name in special.items():
         text = f"x = '{name}'"
-        ids, starts = tokens.encode(tok, text)
+        ids, starts = tokens.tokenize(tok, text)
         assert not set(ids.tolist()) & special.keys()
-        tiers = tokens.token_tiers(tok, ids, starts, syntax.byte_tiers(syntax.parse(text.encode())))
-        assert (tiers[starts > 4] == syntax.SKELETON).all()
-        assert i in tokens.encode(tok, text, special=True)[0]
+        tiers = tokens.token_tiers(tok, ids, starts, byte_tiers(parse(text.encode())))
+        assert (tiers[starts > 4] == SKELETON).all()
+        assert i in tokens.tokenize(tok, text, special=True)[0]
     assert not tok.backend_tokenizer.encode_special_tokens  # as it was
 
 
@@ -217,18 +219,18 @@ def test_a_tokenizer_that_loses_characters_is_refused(trained, kind, text, said)
         )
         backend.normalizer = normalizers.Sequence(steps)
     with pytest.raises(UserError, match="does not keep the text: .*" + said):
-        tokens.encode(lossy, text)
+        tokens.tokenize(lossy, text)
 
 
 def test_tokens_of_another_text_are_refused(trained):
-    ids, _ = tokens.encode(trained, "x = 10")
+    ids, _ = tokens.tokenize(trained, "x = 10")
     for wrong in (b"x = 1", b"x = 100", b"", b"y = 10"):
         with pytest.raises(UserError, match="does not keep the text"):
             tokens.place(trained, ids, wrong)
 
 
 def test_the_empty_text_has_no_tokens(tok):
-    ids, starts = tokens.encode(tok, "")
+    ids, starts = tokens.tokenize(tok, "")
     assert len(ids) == len(starts) == 0
     assert tokens.token_tiers(tok, ids, starts, np.zeros(0, np.uint8), WEIGHTS).shape == (0,)
     assert tokens.token_spans(starts, np.zeros((0, 3), np.int32)).shape == (0, 3)
@@ -253,5 +255,5 @@ def test_the_byte_alphabet_is_the_official_one():
 
 
 def test_labels_and_tiers_agree():
-    assert tokens.LABELS[tokens.CODE :] == syntax.TIERS
+    assert tokens.LABELS[tokens.CODE :] == TIERS
     assert np.array_equal([tokens.PROMPT, tokens.REASONING], [0, 1])

@@ -10,24 +10,29 @@ import pytest
 import torch
 from modes import NoSync
 from safetensors.torch import load_file
-from test_model import golden
+from test_llada import golden
 
-from treediff import batch, model, steplog, tokens, train, watch
-from treediff import loss as eq1
-from treediff.config import UserError, resolve
+from treediff.config import resolve
+from treediff.errors import UserError
+from treediff.masking import tokens
+from treediff.model import checkpoint, llada, lora
+from treediff.model.forward import hidden_states
+from treediff.training import batch, heartbeat, steplog, train
+from treediff.training import loss as eq1
+from treediff.training.loss import Denoiser, no_sums
 
 CFG = resolve("paper")
 
 
 def denoiser():
-    return eq1.Denoiser(model.load_backbone(str(golden("tiny/checkpoint"))))
+    return Denoiser(checkpoint.load_backbone(str(golden("tiny/checkpoint"))))
 
 
 def forward(net, noisy, ids, mask, weight):
     """The loss of tensors (B, L), by way of a micro-batch."""
     seen = torch.ones(mask.shape, dtype=torch.bool)
     m = batch.micro(noisy, ids, mask, weight, torch.zeros(len(mask), dtype=torch.long), mask.byte(), seen)
-    return net(m.noisy, m.places, m.targets, m.weight, m.seen)
+    return net(m.noisy, m.places, m.targets, m.weight, m.attention_mask)
 
 
 def losses():
@@ -36,7 +41,7 @@ def losses():
 
 @pytest.mark.parametrize("chunk", [5, 10_000])
 def test_eq_1_is_the_mean_over_masked_tokens(monkeypatch, chunk):
-    monkeypatch.setattr(eq1, "CHUNK", chunk)
+    monkeypatch.setattr(eq1, "LOGIT_ROWS", chunk)
     g, net = losses(), denoiser()
     mask = g["sft_masked_indices"]
     labels = torch.full(mask.shape, tokens.REASONING, dtype=torch.uint8)
@@ -50,7 +55,7 @@ def test_eq_1_is_the_mean_over_masked_tokens(monkeypatch, chunk):
 @pytest.mark.parametrize(("kind", "mask", "noisy"), [("sft", "sft_masked_indices", "sft_noisy"), ("pretrain", "", "")])
 def test_llada_s_losses_and_their_gradients(monkeypatch, chunk, kind, mask, noisy):
     """Its pre-training loss is that of an answer without a prompt."""
-    monkeypatch.setattr(eq1, "CHUNK", chunk)
+    monkeypatch.setattr(eq1, "LOGIT_ROWS", chunk)
     g, net, want = losses(), denoiser(), load_file(golden(f"tiny/grads_{kind}_loss.safetensors"))
     cfg = CFG.but(loss_weight="inverse_p", normaliser="answer")
     mask, noisy = g[mask or "masked_indices"], g[noisy or "noisy"]
@@ -64,7 +69,7 @@ def test_llada_s_losses_and_their_gradients(monkeypatch, chunk, kind, mask, nois
     assert loss.item() == pytest.approx(g[f"{kind}_loss"].item(), rel=1e-5)
     loss.backward()
     for name, p in net.backbone.named_parameters():
-        gradient = want[model.official_name(name)]
+        gradient = want[llada.official_name(name)]
         assert (p.grad - gradient).abs().max() <= 1e-5 * gradient.abs().max() + 1e-8, name
 
 
@@ -98,7 +103,7 @@ def test_the_update_does_not_depend_on_the_layout(padding):
         for rank in range(processes):
             for number in range(accumulation):
                 m = b.micro(rank, number)
-                loss, _ = net(m.noisy, m.places, m.targets, m.weight, m.seen)
+                loss, _ = net(m.noisy, m.places, m.targets, m.weight, m.attention_mask)
                 loss.backward()  # DeepSpeed's division and our factor cancel: gradients add up
         gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
     for other in gradients[1:]:
@@ -109,7 +114,7 @@ def test_recomputing_activations_changes_nothing():
     cfg = CFG.but(micro_batch=4, accumulation=1, processes=1, lora_rank=4, lora_dropout=0.0)
     gradients = []
     for checkpointing in (False, True):
-        net = eq1.Denoiser(model.add_lora(model.load_backbone(str(golden("tiny/checkpoint"))), cfg)).train()
+        net = Denoiser(lora.add_lora(checkpoint.load_backbone(str(golden("tiny/checkpoint"))), cfg)).train()
         train.recompute(net.backbone) if checkpointing else None
         b = made(cfg)
         forward(net, b.noisy, b.ids, b.mask, b.weight)[0].backward()
@@ -119,11 +124,11 @@ def test_recomputing_activations_changes_nothing():
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
-    lock = watch.alone(tmp_path)
+    lock = heartbeat.alone(tmp_path)
     with pytest.raises(UserError, match="another process is training this run"):
-        watch.alone(tmp_path, wait=0.3)
+        heartbeat.alone(tmp_path, wait=0.3)
     lock.close()
-    watch.alone(tmp_path).close()
+    heartbeat.alone(tmp_path).close()
 
 
 def test_strategies_see_the_same_rows_and_noise():
@@ -149,7 +154,7 @@ def test_every_epoch_is_a_permutation():
 def test_eos_is_trained_on():
     b = made(CFG.but(micro_batch=4, accumulation=1, processes=1))
     assert (b.labels[b.ids == 509] == tokens.REASONING).all()
-    assert b.seen.all()
+    assert b.attention_mask.all()
     assert (b.ids[:, -1] == 509).all()
     one = made(CFG.but(micro_batch=4, accumulation=1, processes=1, eos_padding="one"))
     assert ((one.labels == tokens.REASONING) & (one.ids == 509)).sum(1).tolist() == [1] * 4
@@ -177,7 +182,7 @@ def test_the_log_drops_what_a_resumed_run_will_repeat(tmp_path):
 
 def sums(mean: float, loss: float) -> torch.Tensor:
     """A step of ten masked tokens."""
-    s = eq1.no_sums(torch.device("cpu"))
+    s = no_sums(torch.device("cpu"))
     s[0, 0], s[1, 0], s[0, -1], s[1, -1] = 10 * mean, 10, loss, 10
     return s
 
@@ -218,14 +223,14 @@ class Engine:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_the_host_does_not_wait_for_the_device_within_a_step(monkeypatch, padding, checkpointing, attention):
-    monkeypatch.setattr(eq1, "CHUNK", 5)
+    monkeypatch.setattr(eq1, "LOGIT_ROWS", 5)
     cfg = CFG.but(eos_padding=padding, micro_batch=4, accumulation=1, processes=1, lora_rank=4)
-    net = model.load_backbone(str(golden("tiny/checkpoint")))
+    net = checkpoint.load_backbone(str(golden("tiny/checkpoint")))
     net.config._attn_implementation = attention
-    net = eq1.Denoiser(model.add_lora(net, cfg)).train()
+    net = Denoiser(lora.add_lora(net, cfg)).train()
     train.recompute(net.backbone) if checkpointing else None
-    m, total = made(cfg).micro(0, 0), eq1.no_sums(torch.device("cpu"))
-    assert (m.seen is None) == (padding == "batch")
+    m, total = made(cfg).micro(0, 0), no_sums(torch.device("cpu"))
+    assert (m.attention_mask is None) == (padding == "batch")
     with NoSync():
         train.micro_step(Engine(net), m, total, 1)
     with NoSync(), pytest.raises(AssertionError, match="local_scalar_dense"):
@@ -240,9 +245,9 @@ def test_attention_has_no_mask_where_nothing_is_padded(monkeypatch):
     monkeypatch.setattr(
         torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(k) or real(*a, **k)
     )
-    net = model.load_backbone(str(golden("tiny/checkpoint")))
+    net = checkpoint.load_backbone(str(golden("tiny/checkpoint")))
     net.config._attn_implementation = "sdpa"
-    model.encode(net, torch.arange(12)[None])
+    hidden_states(net, torch.arange(12)[None])
     assert len(calls) == net.config.num_hidden_layers
     assert all(k["attn_mask"] is None and not k["is_causal"] for k in calls)
 

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_answers import tiny_tokenizer
+from test_sampling_run import tiny_tokenizer
 
-from treediff import answers, plots, tokens, trajectory
-from treediff.config import UserError, resolve
+from treediff.config import resolve
+from treediff.errors import UserError
+from treediff.figures import plots
+from treediff.masking import tokens
+from treediff.report import trajectory
+from treediff.sampling.run import samples_path
 
 CODE = "<think>\nhm\n</think>\n\n```python\ndef f(x):\n    if x:\n        y = 1\n    return y\n```"
 
@@ -19,9 +23,9 @@ CODE = "<think>\nhm\n</think>\n\n```python\ndef f(x):\n    if x:\n        y = 1\
 def cfg(runs, tmp_path):
     tok = tiny_tokenizer(tmp_path / "t")
     cfg = resolve("tiny", tokenizer=str(tmp_path / "t"), block_length=8, lengths=[256])
-    ids = tokens.encode(tok, CODE)[0].tolist()
+    ids = tokens.tokenize(tok, CODE)[0].tolist()
     for strategy, shift in (("random", 0), ("ast", 3)):
-        path = answers.samples_path(cfg.with_masking(strategy), "tinycode", 256)
+        path = samples_path(cfg.with_masking(strategy), "tinycode", 256)
         path.parent.mkdir(parents=True)
         at = [max(0, len(ids) - i - shift) for i in range(len(ids))]  # written backwards, the second a little earlier
         record = {"task_id": "TinyCode/0", "solution": "", "ids": [*ids, tok.eos_token_id], "committed_at": [*at, 99]}
@@ -58,7 +62,7 @@ def test_commitments_are_counted_by_tier(cfg):
     found = trajectory.commitments(cfg, "tinycode", 256, ["random", "ast"])
     shown = trajectory.load(cfg.with_masking("random"), "tinycode", 256, "TinyCode/0")
     assert shown.text == CODE
-    for i, tier in enumerate(trajectory.TIERS, start=trajectory.CODE):
+    for i, tier in enumerate(trajectory.TIERS, start=tokens.CODE):
         there = shown.labels == i
         assert bool(found["random"][tier]) == there.any()
         if there.any():

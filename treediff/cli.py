@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from treediff.config import PRESETS, SWITCHES, Config, UserError, resolve, runs_root
+from treediff.config import PRESETS, SWITCHES, Config, resolve, runs_root
+from treediff.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,21 +89,21 @@ def switches(args: argparse.Namespace, extra: list[str], **given: Any) -> Config
 
 
 def annotate(args: argparse.Namespace, extra: list[str]) -> None:
-    from treediff import plots, syntax
+    from treediff.figures import plots
+    from treediff.masking import tiers
 
     cfg = switches(args, extra)
     named = any(x.partition("=")[0] == "--language" for x in extra)
-    language = cfg.language if named else syntax.language_of(args.file)
-    parsed = syntax.parse(syntax.read_source(args.file), language)
-    tiers = syntax.byte_tiers(parsed, cfg.tier_owner)
-    print(plots.ansi(parsed.source, tiers), end="")
+    language = cfg.language if named else tiers.language_of(args.file)
+    parsed = tiers.parse(tiers.read_source(args.file), language)
+    print(plots.ansi(parsed.source, tiers.byte_tiers(parsed, cfg.tier_owner)), end="")
     if parsed.source:
         legend = b"default skeleton data condition control"
         codes = [i for i, word in enumerate(legend.split()) for _ in word + b" "][: len(legend)]
         import numpy as np
 
         print(f"\n{plots.ansi(legend, np.array(codes, np.uint8))}", file=sys.stderr)
-    if bad := syntax.error_bytes(parsed):
+    if bad := tiers.error_bytes(parsed):
         logging.warning(
             "%s: %d of %d bytes do not parse; they take the default tier.", args.file, bad, len(parsed.source)
         )
@@ -111,53 +112,62 @@ def annotate(args: argparse.Namespace, extra: list[str]) -> None:
 def prepare(args: argparse.Namespace, extra: list[str]) -> None:
     import json
 
-    from treediff import prepare
+    from treediff import pipeline
+    from treediff.data import prepare
 
     cfg = switches(args, extra)
+    print(json.dumps(pipeline.statistics(cfg, args.out), indent=1))
     folder = args.out or prepare.data_folder(cfg)
-    print(json.dumps(prepare.stats(cfg, args.out), indent=1))
     print(f"{folder}: open it with datasets.load_from_disk.", file=sys.stderr)
 
 
 def train(args: argparse.Namespace, extra: list[str]) -> None:
-    from treediff import launch, plan
+    from treediff import pipeline
+    from treediff.training import plan
 
     cfg = switches(args, extra)
     if args.plan:
         print(plan.text(plan.plan(cfg)))
-        plan.check(cfg)
+        plan.require_room(cfg)
     else:
-        print(launch.trained(cfg))
+        print(pipeline.trained(cfg))
 
 
 def export(args: argparse.Namespace, extra: list[str]) -> None:
-    from treediff import answers, corpus, launch, model, tokens
+    from treediff.data import sources
+    from treediff.masking import tokens
+    from treediff.model import checkpoint
+    from treediff.sampling import diffusion
+    from treediff.training import launch
 
     cfg = switches(args, extra)
     if not launch.is_trained(cfg):
         raise UserError(f"{cfg.run_dir}: not trained yet; run `treediff train` with the same switches first.")
     if args.out.exists():
         raise UserError(f"{args.out}: exists already; name a folder to be made.")
-    tok = tokens.load_tokenizer(corpus.tokenizer_folder(cfg), cfg.revision)
-    model.save_backbone(answers.load_run(cfg), args.out, tok)
+    tok = tokens.load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision)
+    checkpoint.save_backbone(diffusion.load_run(cfg), args.out, tok)
     print(args.out)
 
 
 def sample(args: argparse.Namespace, extra: list[str]) -> None:
-    from treediff import answers, live
+    from treediff import pipeline
+    from treediff.sampling import terminal
 
     cfg = switches(args, [x for x in extra if not x.startswith("--local_rank=")])  # deepspeed's launcher adds it
     if args.prompt is not None:
-        live.stream(cfg, args.prompt, sys.stdout)
+        if not cfg.model:
+            pipeline.trained(cfg)
+        terminal.stream(cfg, args.prompt, sys.stdout)
         return
     for benchmark in cfg.benchmarks:
         for length in cfg.lengths:
-            print(answers.sampled(cfg, benchmark, length))
+            print(pipeline.sampled(cfg, benchmark, length))
 
 
 def score(args: argparse.Namespace, extra: list[str]) -> None:
-    from treediff import report
-    from treediff import score as scoring
+    from treediff import pipeline
+    from treediff.scoring import score as scoring
 
     if args.benchmark or args.samples or args.out:
         for name in ("benchmark", "samples", "out"):
@@ -173,19 +183,19 @@ def score(args: argparse.Namespace, extra: list[str]) -> None:
     cfg = switches(args, extra, data=args.data)
     for benchmark in cfg.benchmarks:
         for length in cfg.lengths:
-            print(report.scored(cfg, benchmark, length))
+            print(pipeline.scored(cfg, benchmark, length))
 
 
 def report(args: argparse.Namespace, extra: list[str]) -> None:
-    from treediff import report
+    from treediff import pipeline
 
-    print(report.write(switches(args, extra)))
+    print(pipeline.reported(switches(args, extra)))
 
 
 def reproduce(args: argparse.Namespace, extra: list[str]) -> None:
     import papermill
 
-    from treediff.config import MASKINGS
+    from treediff.strategies import MASKINGS
 
     cfg = switches(args, extra)
     folder = notebooks()

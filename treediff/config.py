@@ -16,23 +16,14 @@ import json
 import math
 import os
 import re
-import shutil
-import tempfile
 import typing
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-MASKINGS = ("random", "ast_span", "ast")
-"""The paper's corruption strategies, in the order of its Table 2."""
-BEYOND = ("identifier", "line")
-"""Strategies that are not the paper's: reported where they were run."""
-
-
-class UserError(Exception):
-    """A bad input, switch or file. Its text is one sentence that names it and says what to do."""
+from treediff.errors import UserError
+from treediff.strategies import STRATEGIES
 
 
 def switch(default: Any, stage: str, text: str, paper: str = "") -> Any:
@@ -47,10 +38,10 @@ def switch(default: Any, stage: str, text: str, paper: str = "") -> Any:
 class Config:
     # --- which run -------------------------------------------------------------------------------------------
     preset: str = switch("paper", "run", "the preset these switches started from")
-    masking: Literal["base", "random", "ast", "ast_span", "identifier", "line"] = switch(
+    masking: Literal[*STRATEGIES] = switch(
         "ast",
         "run",
-        "corruption of the code region (`identifier` and `line` are not the paper's); `base`: no fine-tuning",
+        "corruption of the code region (`identifier` and `line` are not the paper's); `none`: the backbone alone",
         "3.4, C",
     )
     seed: int = switch(0, "run", "seed of data order, noise, masks, initialisation and sampling")
@@ -67,7 +58,7 @@ class Config:
         "data",
         "`train` (a byte-level BPE from the training rows), a folder or a hub id",
     )
-    vocab_size: int = switch(640, "data", "entries of a tokenizer trained on the spot, special tokens included")
+    vocab_size: int = switch(640, "data", "entries of a tokenizer trained on the temporary, special tokens included")
     max_length: int = switch(4096, "data", "longest prompt + answer [tokens]", "4.1")
     overlong: Literal["drop", "trim_reasoning"] = switch(
         "drop", "data", "rows over max_length: drop, or cut the reasoning (the code always stays whole)"
@@ -89,6 +80,11 @@ class Config:
         "data",
         "tier of a token that straddles leaves: its first non-blank byte, or the heaviest",
     )
+    blank_owner: Literal["none", "enclosing"] = switch(
+        "none",
+        "data",
+        "tier of a token of blanks alone: `none`, the default weight, or that of the node around it",
+    )
     span_nodes: Literal["all", "tiered"] = switch(
         "all",
         "data",
@@ -97,7 +93,7 @@ class Config:
     )
 
     decontaminate: bool = switch(
-        False, "data", "leave out rows that hold a problem of `benchmarks` (see treediff/contamination.py)", "4.1"
+        False, "data", "leave out rows that hold a problem of `benchmarks` (see treediff/data/contamination.py)", "4.1"
     )
     embedder: str = switch(
         "", "run", "sentence-embedding model (folder or hub id) whose nearest pairs are listed as well; empty: none"
@@ -145,14 +141,14 @@ class Config:
 
     # --- backbone and adapter --------------------------------------------------------------------------------
     backbone: str = switch(
-        "GSAI-ML/LLaDA-8B-Instruct", "train", "`pretrain` (made on the spot), a LLaDA folder or a hub id", "A"
+        "GSAI-ML/LLaDA-8B-Instruct", "train", "`pretrain` (made on the temporary), a LLaDA folder or a hub id", "A"
     )
     revision: str = switch("main", "train", "hub revision of backbone and tokenizer; pin a commit for a record")
-    d_model: int = switch(4096, "train", "width of a backbone made on the spot")
+    d_model: int = switch(4096, "train", "width of a backbone made on the temporary")
     n_layers: int = switch(32, "train", "its blocks")
     n_heads: int = switch(32, "train", "its attention heads")
     mlp_hidden: int = switch(12288, "train", "its feed-forward width")
-    pretrain: dict[str, Any] = switch({}, "train", "switches that differ while a backbone is made on the spot")
+    pretrain: dict[str, Any] = switch({}, "train", "switches that differ while a backbone is made on the temporary")
     lora_rank: int = switch(64, "train", "LoRA rank on the 7 matrices of each block; 0 trains all weights", "A.1")
     lora_alpha: float = switch(128.0, "train", "LoRA scale: updates are multiplied by alpha / rank", "A.1")
     lora_dropout: float = switch(0.1, "train", "dropout before the LoRA matrices", "A.1")
@@ -267,8 +263,8 @@ class Config:
         return dataclasses.replace(self, **changes)
 
     def with_masking(self, masking: str) -> Config:
-        """The run beside this one with another masking; `base` takes the switches in `pretrain` as well."""
-        return self.but(masking=masking, **(self.pretrain if masking == "base" else {}))
+        """The run beside this one with another masking; `none` takes the switches in `pretrain` as well."""
+        return self.but(masking=masking, **(self.pretrain if masking == "none" else {}))
 
     def weights(self) -> list[float]:
         """Weight by label (tokens.LABELS): prompt, reasoning, default, skeleton, data, condition, control."""
@@ -303,7 +299,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_length": 2048,
         "lengths": [256],
     },
-    # Two cores, no network, no data: everything is made on the spot (see docs/results/tiny.md).
+    # Two cores, no network, no data: everything is made on the temporary (see docs/results/tiny.md).
     "tiny": {
         "data": "tinycode",
         "rows": 4000,
@@ -359,8 +355,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eos_padding": "one",
         "backbone": "pretrain",
         "d_model": 192,
-        "n_layers": 5,
-        "n_heads": 6,
+        "n_layers": 4,
+        "n_heads": 4,
         "mlp_hidden": 512,
         "pretrain": {
             "lr": 3e-3,
@@ -553,8 +549,6 @@ def _demand(ok: bool, name: str, text: str) -> None:
 
 
 # --- files: written whole or not at all ---------------------------------------------------------------------------
-
-
 def runs_root() -> Path:
     """$TREEDIFF_RUNS, or `runs` in the project folder above the current one, or `runs` here."""
     if os.environ.get("TREEDIFF_RUNS"):
@@ -564,103 +558,3 @@ def runs_root() -> Path:
         if (folder / "notebooks" / "01_ast.ipynb").is_file():
             return folder / "runs"
     return here / "runs"
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write a file or folder to; it takes the place of `path` on success only."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    spot = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
-        yield spot / path.name
-        if (spot / path.name).is_file():
-            with (spot / path.name).open("rb") as file:
-                os.fsync(file.fileno())
-        os.replace(spot / path.name, path)
-    finally:
-        shutil.rmtree(spot, ignore_errors=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, written whole or not at all."""
-    with whole(path) as spot:
-        spot.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """The JSON in `path`. Raises UserError that names the file if it is missing or damaged."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not valid JSON ({e}); delete it and run the stage again.") from None
-
-
-def claim(cfg: Config, *stages: str) -> Path:
-    """The run directory, made for these switches, or refused if it was made for others.
-
-    Raises UserError naming the first switch that differs among those the `stages` depend on.
-    """
-    path = cfg.run_dir / "config.json"
-    if path.exists():
-        found, mine = read_json(path), json.loads(json.dumps(cfg.as_dict(*stages)))
-        for made in (found, mine):
-            made["pretrain"] = of_stages(made.get("pretrain", {}), *stages)
-        for name, value in mine.items():
-            if found.get(name) != value and not _idle(cfg, name):
-                raise UserError(
-                    f"{cfg.run_dir}: this run was made with {name} = {found.get(name)!r}, not {value!r}; "
-                    f"give {name} that value, or set TREEDIFF_RUNS to another folder, or delete this one."
-                )
-    else:
-        write_json(path, cfg.as_dict())
-    return cfg.run_dir
-
-
-def of_stages(values: Mapping[str, Any], *stages: str) -> dict[str, Any]:
-    """Those of some switches' values that the outputs of the stages depend on; of a nested `pretrain` likewise."""
-    kept = {k: v for k, v in values.items() if k in SWITCHES and SWITCHES[k].metadata["stage"] in stages}
-    return kept | ({"pretrain": of_stages(kept["pretrain"], *stages)} if "pretrain" in kept else {})
-
-
-def _idle(cfg: Config, name: str) -> bool:
-    """Whether switch `name` cannot matter to this run: a backbone has no adapter and no tiers in its training."""
-    if cfg.masking != "base":
-        return False
-    without = ("lora_alpha", "lora_dropout", "tier_weights", "default_weight", "budget")
-    return name in without or (cfg.backbone != "pretrain" and name not in ("backbone", "revision"))
-
-
-def provenance(**facts: Any) -> dict[str, Any]:
-    """Where a result comes from: versions, commit, hardware, time, and the given facts."""
-    import platform
-    import subprocess
-    import time
-    from importlib.metadata import PackageNotFoundError, version
-
-    def git(*args: str) -> str | None:
-        if not shutil.which("git"):
-            return None
-        here = Path(__file__).resolve().parent
-        done = subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    changed = git("status", "--porcelain", "--untracked-files=no")
-    versions = {}
-    for package in ("treediff", "torch", "transformers", "peft", "deepspeed", "tree-sitter", "evalplus"):
-        with suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    import torch
-
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": os.environ.get("TREEDIFF_COMMIT") or git("rev-parse", "HEAD"),
-        "changed_files": None if changed is None else bool(changed),  # None: this is no checkout
-        "python": platform.python_version(),
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gpus": gpus},
-        "versions": versions,
-        **facts,
-    }

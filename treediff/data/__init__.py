@@ -1,0 +1,1 @@
+"""Rows become examples, examples an encoded data set; benchmarks, contamination, and the problem set TinyCode."""

@@ -1,0 +1,1 @@
+"""The backbone: its shape and names, checkpoint files, forward passes, LoRA."""

@@ -1,0 +1,1 @@
+"""The report: comparisons of ledgers, tables, the paper's figures checked, the page."""

@@ -1,0 +1,229 @@
+"""Prompts, answers and programs: what stands around the sampler, and a benchmark's samples as a file.
+
+    path = sample(cfg, "tinycode", 64)            # runs/.../samples/tinycode-T64.jsonl, made or completed
+    rows = read_samples(path)                     # by task id
+    torchrun --nproc-per-node 8 -m treediff.cli sample --preset paper     # any number of processes and nodes
+
+The prompts of a benchmark are cut into shares by (task, process), each process batches its share by length and memory,
+and appends every answer to a part file of its own, whole lines only. When all answers are there, they become the
+samples file in one rename. So a killed call goes on where it stopped, with any number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import uuid
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from treediff.config import Config
+from treediff.data import benchmarks
+from treediff.errors import UserError
+from treediff.files import read_jsonl, whole, write_json
+from treediff.runs import open_run, provenance
+from treediff.sampling import autoregressive, diffusion
+from treediff.sampling.prompts import Prompt, extract
+from treediff.training import heartbeat, launch
+
+log = logging.getLogger(__name__)
+
+
+def samples_path(cfg: Config, benchmark: str, length: int) -> Path:
+    return cfg.run_dir / "samples" / f"{benchmark}-T{length}.jsonl"
+
+
+_SETTINGS = (
+    *("seed", "precision", "model", "block_length", "tokens_per_step", "temperature", "guidance", "remasking"),
+    *("threshold", "cache", "early_exit", "prompt_style", "think", "eos_suppression", "extract"),
+)
+
+
+def settings(cfg: Config, length: int) -> dict[str, Any]:
+    """What is written into every sample, so that two harnesses' numbers can be told apart."""
+    return {"T": length, **{n: getattr(cfg, n) for n in _SETTINGS}}
+
+
+def sample(cfg: Config, benchmark: str, length: int) -> Path:
+    """`samples_per_task` samples per problem of `benchmark` with `length` generated tokens; made, or completed.
+
+    Under a launcher (torchrun, deepspeed) each process makes its share; otherwise this call starts `sample_processes`
+    of them, or does it all. Raises UserError if the run is not trained, or what is there was made under other settings.
+    """
+    if not cfg.model:
+        open_run(cfg, *launch.TRAINING_STAGES)
+    path = samples_path(cfg, benchmark, length)
+    problems = benchmarks.benchmark_problems(cfg, benchmark)
+    mine = settings(cfg, length)
+    wanted = [(task, k) for task in problems for k in range(cfg.samples_per_task)]
+    if _complete(path, wanted, mine):
+        return path
+    launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if not cfg.model and not launch.is_trained(cfg):
+        raise UserError(f"{cfg.run_dir}: not trained yet; run `treediff train` with the same switches first.")
+    processes = 1 if launched else cfg.sample_processes or max(1, torch.cuda.device_count())
+    if processes > 1:
+        launch.sampling(
+            cfg, benchmark, length, processes, len(wanted), lambda: len(_made(path, mine).keys() & set(wanted))
+        )
+    else:
+        share(cfg, benchmark, length)
+    if not _complete(path, wanted, mine) and not launched:
+        raise UserError(f"{path}: sampling ended before all answers were there; call it again.")
+    return path
+
+
+def share(cfg: Config, benchmark: str, length: int) -> None:
+    """Make this process's share of the samples that are missing.
+
+    Every process deals out all samples in the same order and takes its own, so that who makes what does not depend on
+    what is there already.
+    """
+    from tqdm import tqdm
+
+    path, mine = samples_path(cfg, benchmark, length), settings(cfg, length)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    problems = benchmarks.benchmark_problems(cfg, benchmark)
+    kind = autoregressive.Autoregressive if cfg.model else diffusion.Diffusion
+    if torch.cuda.is_available():
+        torch.cuda.set_device(diffusion.device())  # else libraries would put theirs on the first GPU
+    answerer = kind(cfg, length)
+    prompts = []
+    for task, problem in problems.items():
+        ids, begin = answerer.prompt(problem["prompt"])
+        prompts += [Prompt(task, k, problem["prompt"], ids, begin) for k in range(cfg.samples_per_task)]
+    prompts.sort(key=lambda p: -len(p.ids))  # the longest first: if memory is short, it shows at once
+    made = _made(path, mine)
+    todo = [p for p in prompts[rank::world] if p.key not in made]
+    queue: deque[list[Prompt]] = deque()
+    while todo:
+        rows = min(cfg.sample_batch, answerer.rows(len(todo[0].ids)))
+        queue.append(todo[:rows])
+        todo = todo[rows:]
+    total = sum(map(len, queue)) * length
+    name = cfg.run_dir.name if world == 1 else f"{cfg.run_dir.name} ({rank + 1} of {world})"
+    with tqdm(total=total, desc=f"sample {name} T={length}", unit=" tokens", unit_scale=True, mininterval=2) as bar:
+        ready = 0
+        part = None
+        while queue:
+            batch = queue.popleft()
+            at = ready
+
+            def watch(_: torch.Tensor, behind: float, at: int = at, rows: int = len(batch)) -> None:
+                bar.update(int(at + behind * rows * length) - bar.n)
+
+            try:
+                answers = answerer.answer(batch, watch)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise UserError(f"{batch[0].task}: this prompt alone does not fit into the GPU's memory.") from None
+                torch.cuda.empty_cache()
+                half = len(batch) // 2
+                queue.extendleft([batch[half:], batch[:half]])
+                log.warning("%d prompts together do not fit into memory; going on with %d.", len(batch), half)
+                continue
+            ready += len(batch) * length
+            lines = [_line(cfg, problems[p.task], p, a, mine) for p, a in zip(batch, answers, strict=True)]
+            part = part or _part(path)
+            with part.open("ab") as file:
+                file.write(b"".join(lines))
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def _line(cfg: Config, problem: dict[str, Any], p: Prompt, answer: dict[str, Any], mine: dict[str, Any]) -> bytes:
+    text = p.begin + answer.pop("text")
+    record = {
+        "task_id": p.task,
+        **({"sample": p.sample} if p.sample else {}),
+        "solution": extract(text, problem["entry_point"], cfg.extract),
+        "answer": text,
+        **answer,
+        "settings": mine,
+    }
+    return json.dumps(record).encode() + b"\n"
+
+
+def _part(path: Path) -> Path:
+    """A new part file's name. One process writes it and nobody goes on with it, so only its last line can be cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
+
+
+def _made(path: Path, mine: dict[str, Any]) -> dict[tuple[str, int], bytes]:
+    """The samples that are there, in parts and in the file itself, as lines by (task, sample).
+
+    The last line of a part is left out if a kill cut it short. Raises UserError on other settings.
+    """
+    found: dict[tuple[str, int], bytes] = {}
+    # The parts before the file: if another process makes the file of them meanwhile, it is in place before they go.
+    for source in [*sorted(path.parent.glob(f".{path.name}.*.part")), path]:
+        try:
+            raw = source.read_bytes()
+        except FileNotFoundError:
+            continue
+        for line in raw[: raw.rfind(b"\n") + 1].splitlines():
+            try:
+                record = json.loads(line)
+                theirs = record["settings"]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{source}: this file holds a line that is no sample; delete that line.") from None
+            if theirs != mine:
+                name = next(n for n in {**mine, **theirs} if mine.get(n) != theirs.get(n))
+                raise UserError(
+                    f"{source}: sampled with {name} = {theirs.get(name)!r}, not {mine.get(name)!r}; "
+                    f"give {name} that value, or delete the file."
+                )
+            found.setdefault((record["task_id"], record.get("sample", 0)), line)
+    return found
+
+
+def _complete(path: Path, wanted: list[tuple[str, int]], mine: dict[str, Any]) -> bool:
+    """Whether all samples are there; if so, the file holds them afterwards, and no part is left."""
+    parts = list(path.parent.glob(f".{path.name}.*.part"))
+    found = _made(path, mine)
+    if not found.keys() >= set(wanted):
+        return False
+    if parts:
+        rest = [key for key in found if key not in set(wanted)]
+        with whole(path) as temporary:
+            temporary.write_bytes(b"".join(found[key] + b"\n" for key in [*wanted, *rest]))
+        facts = provenance(settings=mine, problems=len({task for task, _ in wanted}), samples=len(wanted))
+        write_json(path.with_suffix(".provenance.json"), facts)
+        for part in parts:
+            part.unlink(missing_ok=True)
+    return True
+
+
+def read_samples(path: Path) -> dict[str, dict[str, Any]]:
+    """The first sample of each task of a file by task id, with `ids` and `committed_at` as arrays."""
+    out = {}
+    for record in read_jsonl(path):
+        if record.get("sample", 0):
+            continue
+        record["ids"] = np.array(record["ids"])
+        record["committed_at"] = np.array(record["committed_at"])
+        out[record["task_id"]] = record
+    return out
+
+
+def main() -> None:
+    """A process that `launch.sampling` started: its switches, benchmark and length come as one argument."""
+    task = json.loads(sys.argv[1])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if starter := os.environ.get("TREEDIFF_STARTER"):
+        heartbeat.follow(starter)
+    try:
+        share(Config(**task["switches"]), task["benchmark"], task["length"])
+    except UserError as e:
+        sys.exit(f"rank{os.environ.get('RANK', 0)}: {e}")
+
+
+if __name__ == "__main__":
+    main()

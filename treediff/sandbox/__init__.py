@@ -1,0 +1,1 @@
+"""A program held: its values, its isolation, the processes around it. Never a verdict."""

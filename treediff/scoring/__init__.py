@@ -1,0 +1,1 @@
+"""A program judged: verdicts, ledgers, intervals and tests."""

@@ -1,0 +1,390 @@
+"""The error bars: intervals and tests for pass counts, for our ledgers and for the paper's printed percentages.
+
+    wilson(60, 164)                                   # (0.296, 0.442)
+    compare(passed(ledger_a, "plus"), passed(ledger_b, "plus"))["p"]
+    recover("36.6", 164)                              # [60]; none: a misprint
+    mcnemar_range(60, 53, 164)["p_min"]               # the least p that those marginal counts allow
+
+scipy does the mathematics, these functions arrange it. Pass vectors are `{task id: 0 or 1}`, or the share of a task's
+samples that pass (a Fraction) where it has several; every difference is second minus first. A test's p is two-sided.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from treediff.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+LEVEL = 0.95
+"""Confidence level of every interval."""
+
+
+# --- one run --------------------------------------------------------------------------------------------------------
+def wilson(k: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's score interval for the share behind `k` of `n`, without continuity correction."""
+    from scipy.stats import binomtest
+
+    ci = binomtest(k, n).proportion_ci(level, method="wilson")
+    return float(ci.low), float(ci.high)
+
+
+def samples(entry: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The verdicts of a task's samples from its entry in a ledger: one verdict, or a list of them."""
+    return [entry] if isinstance(entry, Mapping) else entry
+
+
+def counts(ledger: Mapping[str, Any], part: str) -> dict[str, tuple[int, int]]:
+    """By task, how many of its samples pass, and how many it has. `part`: `base`, or `plus` (passes both, as EvalPlus
+    counts it)."""
+    parts = ("base",) if part == "base" else ("base", "plus")
+    passes = {task: [all(v[p] == "pass" for p in parts) for v in samples(e)] for task, e in ledger["tasks"].items()}
+    return {task: (sum(p), len(p)) for task, p in passes.items()}
+
+
+def passed(ledger: Mapping[str, Any], part: str) -> dict[str, int | Fraction]:
+    """The pass vector of a ledger for `counts`: 0 or 1 by task, or the share of its samples where it has several."""
+    return {task: c if n == 1 else Fraction(c, n) for task, (c, n) in counts(ledger, part).items()}
+
+
+SAMPLES = (
+    "Each task has several samples. They are no further tasks: a task counts with the share of its samples that pass "
+    "(for pass@k with the unbiased estimate from them), and tasks are the independent units. The interval is Wilson's "
+    "for as many tasks as would give the same standard error: no fewer than there are, as if a task's samples were all "
+    "alike, and no more than samples / k. Two runs are compared by the tasks' differences: the test is the exact "
+    "sign-flip test (were both equally likely to solve each task, each difference were as likely with either sign), "
+    "which is McNemar's where there is one sample."
+)
+"""The model behind figures of several samples per task, to print beside them."""
+
+
+def pass_at(counted: Mapping[str, tuple[int, int]], k: int) -> dict[str, float]:
+    """The unbiased pass@k by task: the chance that `k` of its samples, drawn at random, hold a correct one.
+
+    Chen et al. 2021: 1 - C(n-c, k) / C(n, k), here as the hypergeometric distribution's chance of at least one.
+    """
+    from scipy.stats import hypergeom
+
+    few = min(n for _, n in counted.values())
+    if few < k:
+        raise UserError(f"k: pass@{k} needs {k} samples of each task; one has {few}.")
+    c, n = zip(*counted.values(), strict=True)
+    return dict(zip(counted, hypergeom.sf(0, n, c, k).tolist(), strict=True))
+
+
+def interval(values: Iterable[float | Fraction], most: float = 1.0, level: float = LEVEL) -> tuple[float, float]:
+    """Interval of the mean of tasks' values in 0..1, each from several samples; `SAMPLES` is the model.
+
+    `most`: independent draws that a task's value rests on at most (samples / k for pass@k). With 0s and 1s alone it is
+    Wilson's interval.
+    """
+    from scipy.stats import norm
+
+    x = [float(v) for v in values]
+    n, p = len(x), sum(x) / len(x)
+    spread = sum((v - p) ** 2 for v in x) / max(1, n - 1)
+    if spread > 0:
+        size = n * min(max(p * (1 - p) / spread, 1.0), max(most, 1.0))
+    else:  # all alike: at 0 or 1 nothing shows that a task's samples differ
+        size = n * (max(most, 1.0) if 0 < p < 1 else 1.0)
+    z2 = float(norm.ppf((1 + level) / 2)) ** 2
+    middle, half = p + z2 / (2 * size), math.sqrt(z2 * p * (1 - p) / size + (z2 / (2 * size)) ** 2)
+    return max(0.0, (middle - half) / (1 + z2 / size)), min(1.0, (middle + half) / (1 + z2 / size))
+
+
+def rated(counted: Mapping[str, tuple[int, int]], k: int = 1) -> dict[str, Any]:
+    """A table's cell from `counts`: samples that pass, tasks, samples per task (the fewest), pass@k and its interval in
+    percent: Wilson's, or that of `SAMPLES`."""
+    values, most = pass_at(counted, k).values(), min(n for _, n in counted.values())
+    low, high = interval(values, most / k)
+    record = {"passed": sum(c for c, _ in counted.values()), "tasks": len(counted), "samples": most, "k": k}
+    return record | {"rate": 100 * sum(values) / len(values), "low": 100 * low, "high": 100 * high}
+
+
+# --- two runs -------------------------------------------------------------------------------------------------------
+Passes = Mapping[str, int | Fraction]
+
+
+def paired(a: Passes, b: Passes) -> list[tuple[int | Fraction, int | Fraction]]:
+    """The two runs' results task by task. Raises UserError if they are not of the same tasks."""
+    if a.keys() != b.keys():
+        odd = sorted(a.keys() ^ b.keys())
+        raise UserError(
+            f"{odd[0]}: only one of the two ledgers has this task ({len(odd)} in all); score the same tasks."
+        )
+    return [(a[task], b[task]) for task in a]
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """McNemar's exact test: are the tasks that only one run passes split evenly between the two?"""
+    from scipy.stats import binomtest
+
+    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
+
+
+def compare(a: Passes, b: Passes) -> dict[str, Any]:
+    """Two runs task by task: the counts, the difference of the pass rates, its interval and the exact test's p.
+
+    `only_a`, `only_b`: tasks that only this run passes, or of which it passes the greater share; `both` and `neither`:
+    those on which they agree, on more than nothing and on nothing. p: McNemar's, or the sign-flip test of `SAMPLES`.
+    """
+    pairs = paired(a, b)
+    low, high = bootstrap(a, b)
+    only_a, only_b = sum(x > y for x, y in pairs), sum(y > x for x, y in pairs)
+    return {
+        "n": len(pairs),
+        "both": sum(x == y > 0 for x, y in pairs),
+        "only_a": only_a,
+        "only_b": only_b,
+        "neither": sum(x == y == 0 for x, y in pairs),
+        "difference": float(sum(y - x for x, y in pairs) / len(pairs)),
+        "low": low,
+        "high": high,
+        "p": mcnemar(only_a, only_b) if all(v in (0, 1) for pair in pairs for v in pair) else sign_flip(pairs),
+    }
+
+
+def bootstrap(
+    a: Passes, b: Passes, level: float = LEVEL, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Interval of the difference of pass rates: percentile bootstrap over tasks, each with both its results."""
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    d = np.array([float(y - x) for x, y in paired(a, b)])
+    ci = bootstrap(
+        (d,), np.mean, confidence_level=level, n_resamples=resamples, method="percentile", rng=seed, batch=1000
+    ).confidence_interval
+    return float(ci.low), float(ci.high)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment: reject where the result is <= alpha, and the family's error stays <= alpha."""
+    adjusted, highest = [1.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+# --- several seeds --------------------------------------------------------------------------------------------------
+POOLING = (
+    "Runs crossed with tasks: a result is the task's difficulty, the strategy, the run's seed and chance. The "
+    "difference is that of the means over runs and tasks. Its interval resamples tasks (the same ones for both "
+    "strategies) and, independently, the runs of each strategy (Owen's pigeonhole bootstrap, which errs on the wide "
+    "side). Two tests, because there are two questions. p, tasks: the exact sign-flip test on the tasks' mean "
+    "differences, tasks being the independent units; it speaks of these runs on further tasks, and equals McNemar's "
+    "with one run each. p, seeds: Welch's t-test on the runs' scores; it speaks of further seeds on these tasks, and "
+    "needs two runs of each strategy. A difference is claimed only where p, tasks, adjusted by Holm's procedure, is "
+    "below 0.05 and the interval, which holds both sources of chance, leaves out zero. With one run of a strategy its "
+    "seed's share of the variance is unknown and not in the interval. Several samples of a task are averaged first."
+)
+"""The model behind `pooled`, to print beside its figures."""
+
+
+def pooled(
+    a: Sequence[Passes],
+    b: Sequence[Passes],
+    level: float = LEVEL,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The difference between two strategies with one or more runs (seeds) each; `POOLING` is the model."""
+    import numpy as np
+
+    tasks = list(a[0])
+    for run in [*a, *b]:
+        paired(a[0], run)
+    x, y = (np.array([[run[t] for t in tasks] for run in runs], dtype=float) for runs in (a, b))
+    means = _crossed([x, y], resamples, seed)
+    low, high = np.quantile(means[1] - means[0], [(1 - level) / 2, (1 + level) / 2])
+    pairs = [tuple(sum((r[t] for r in runs), Fraction(0)) / len(runs) for runs in (a, b)) for t in tasks]
+    scores = [runs.mean(1) for runs in (x, y)]
+    return {
+        "runs": [len(x), len(y)],
+        "n": len(tasks),
+        "difference": float(y.mean() - x.mean()),
+        "low": float(low),
+        "high": float(high),
+        "p": sign_flip(pairs),
+        "p_seeds": _welch(*scores),
+    }
+
+
+def pooled_rate(runs: Sequence[Passes], level: float = LEVEL, resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
+    """The pass rate of one strategy over its runs: each run's, their mean, its interval, and their sd (all shares)."""
+    import numpy as np
+
+    for run in runs:
+        paired(runs[0], run)
+    x = np.array([[float(run[t]) for t in runs[0]] for run in runs])
+    low, high = np.quantile(_crossed([x], resamples, seed)[0], [(1 - level) / 2, (1 + level) / 2])
+    each = x.mean(1)
+    sd = float(each.std(ddof=1)) if len(each) > 1 else None
+    return {"rates": each.tolist(), "mean": float(each.mean()), "low": float(low), "high": float(high), "sd": sd}
+
+
+def _crossed(strategies: Sequence[np.ndarray], resamples: int, seed: int) -> list[np.ndarray]:
+    """Means (resamples,) of each strategy's results (runs, tasks), tasks and runs resampled independently."""
+    import numpy as np
+
+    rng, n = np.random.default_rng(seed), strategies[0].shape[1]
+    task_weights = rng.multinomial(n, [1 / n] * n, size=resamples) / n
+    means = []
+    for runs in strategies:
+        run_weights = rng.multinomial(len(runs), [1 / len(runs)] * len(runs), size=resamples) / len(runs)
+        means.append(np.einsum("rs,st,rt->r", run_weights, runs, task_weights, optimize=True))
+    return means
+
+
+def _welch(x: np.ndarray, y: np.ndarray) -> float | None:
+    """p of Welch's t-test on the scores of the two strategies' runs; None where one has a single run."""
+    import numpy as np
+    from scipy.stats import ttest_ind_from_stats
+
+    if min(len(x), len(y)) < 2:
+        return None
+    if max(np.ptp(x), np.ptp(y)) < 1e-12:  # no spread at all: nothing to measure the difference by
+        return None
+    moments = [(v.mean(), v.std(ddof=1), len(v)) for v in (x, y)]
+    return float(ttest_ind_from_stats(*moments[0], *moments[1], equal_var=False).pvalue)
+
+
+def sign_flip(pairs: Iterable[tuple[int | Fraction, int | Fraction]]) -> float:
+    """The exact sign-flip test: P(|sum of differences under random signs| >= |their sum|).
+
+    The sum's distribution is built one difference after another, in whole multiples of their common unit.
+    """
+    import numpy as np
+
+    differences = [d for x, y in pairs if (d := Fraction(y) - Fraction(x))]
+    unit = math.lcm(*(d.denominator for d in differences))
+    steps = [int(d * unit) for d in differences]
+    if steps:
+        divisor = math.gcd(*steps)
+        steps = [s // divisor for s in steps]
+    reach = sum(map(abs, steps))
+    chance = np.zeros(2 * reach + 1)  # of the sum being index - reach
+    chance[reach] = 1.0
+    for s in map(abs, steps):
+        chance = (np.roll(chance, s) + np.roll(chance, -s)) / 2  # never wraps: the reach is not passed
+    values = np.abs(np.arange(-reach, reach + 1))
+    return min(1.0, float(chance[values >= abs(sum(steps))].sum()))
+
+
+# --- printed percentages, without ledgers ---------------------------------------------------------------------------
+def recover(percent: str | float, n: int) -> list[int]:
+    """Every k for which k/n prints as this percentage, to as many decimals as it has. None: a misprint.
+
+    A half may have been rounded either way.
+    """
+    printed = Decimal(str(percent))
+    half = Decimal(1).scaleb(printed.as_tuple().exponent) / 2
+    return [k for k in range(n + 1) if abs(100 * k - printed * n) <= half * n]
+
+
+def mcnemar_range(a: int, b: int, n: int) -> dict[str, Any]:
+    """The least and greatest exact McNemar p that `a` and `b` passes of the same `n` tasks allow.
+
+    Unknown is how many tasks both pass; the least p is where that is greatest, and none but the winner's tasks differ.
+    """
+    splits = [(a - both, b - both) for both in range(max(0, a + b - n), min(a, b) + 1)]
+    p = {split: mcnemar(*split) for split in splits}
+    least, most = min(splits, key=p.__getitem__), max(splits, key=p.__getitem__)
+    return {"p_min": p[least], "p_max": p[most], "split_min": least, "split_max": most}
+
+
+def claim(percent_a: str, percent_b: str, n: int) -> dict[str, Any]:
+    """A printed comparison: the counts behind it, and the range of p over all of them; `misprint` if there are none."""
+    counts = [recover(percent_a, n), recover(percent_b, n)]
+    if not all(counts):
+        return {"counts": counts, "misprint": True, "p_min": None, "p_max": None}
+    ranges = [mcnemar_range(a, b, n) for a in counts[0] for b in counts[1]]
+    return {
+        "counts": counts,
+        "misprint": False,
+        "p_min": min(r["p_min"] for r in ranges),
+        "p_max": max(r["p_max"] for r in ranges),
+    }
+
+
+# --- how much would be needed ---------------------------------------------------------------------------------------
+def mcnemar_power(n: int, difference: float, discordant: float, alpha: float = 0.05) -> float:
+    """The chance that McNemar's exact test on `n` tasks finds a true `difference` (both as shares).
+
+    `discordant`: the share of tasks that only one of the two passes; the closer the two runs, the smaller.
+    """
+    import numpy as np
+    from scipy.stats import binom
+
+    if not 0 < abs(difference) <= discordant <= 1:
+        raise UserError(f"discordant: {discordant} must lie between the difference {abs(difference)} and 1.")
+    mean, spread = n * discordant, 9 * math.sqrt(n * discordant * (1 - discordant)) + 9
+    d = np.arange(max(0, math.floor(mean - spread)), min(n, math.ceil(mean + spread)) + 1)
+    # Of d discordant tasks the test rejects if at most `most` fall on one side (binomial tail <= alpha / 2).
+    most = binom.ppf(alpha / 2, d, 0.5)
+    most = np.where(binom.cdf(most, d, 0.5) > alpha / 2, most - 1, most)
+    share = (discordant + abs(difference)) / (2 * discordant)
+    reject = binom.cdf(most, d, share) + binom.sf(d - most - 1, d, share)
+    return float(np.sum(binom.pmf(d, n, discordant) * np.where(most < 0, 0.0, reject)))
+
+
+def tasks_needed(difference: float, discordant: float, power: float = 0.8, alpha: float = 0.05) -> int:
+    """The least number of tasks from which McNemar's exact test has this power (and keeps it for the next 10 %).
+
+    An exact test's power wavers as n grows, hence the second condition.
+    """
+
+    def enough(n: int) -> bool:
+        ahead = {n, n + 1, n + 2, *(n + n * i // 50 for i in range(1, 6))}
+        return all(mcnemar_power(m, difference, discordant, alpha) >= power for m in sorted(ahead))
+
+    high = 8
+    while not enough(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def seeds_needed(difference: float, run_sd: float, power: float = 0.8, alpha: float = 0.05, most: int = 10_000) -> int:
+    """Runs of each strategy that a two-sample t-test on the runs' scores needs to find a true `difference`.
+
+    `run_sd`: standard deviation of a strategy's score from seed to seed, in the units of `difference`. It speaks of
+    this one benchmark: tasks are fixed, seeds are drawn.
+    """
+    from scipy.stats import nct, t
+
+    for runs in range(2, most + 1):
+        df, shift = 2 * runs - 2, abs(difference) / run_sd * math.sqrt(runs / 2)
+        bound = t.ppf(1 - alpha / 2, df)
+        if nct.sf(bound, df, shift) + nct.cdf(-bound, df, shift) >= power:
+            return runs
+    raise UserError(f"difference: {difference} is too small beside run_sd {run_sd} for {most} runs.")
+
+
+def power_table(
+    points: Sequence[float] = (1, 2, 3, 4, 5),
+    discordant: Sequence[float] = (0.1, 0.15, 0.2, 0.3),
+    run_sd: Sequence[float] = (1.0, 1.5, 2.0),
+    power: float = 0.8,
+    alpha: float = 0.05,
+) -> list[dict[str, Any]]:
+    """For each true difference [points]: tasks needed by discordant share, seeds needed by the runs' sd [points]."""
+    return [
+        {
+            "points": d,
+            "tasks": {share: tasks_needed(d / 100, share, power, alpha) for share in discordant},
+            "seeds": {sd: seeds_needed(d, sd, power, alpha) for sd in run_sd},
+        }
+        for d in points
+    ]

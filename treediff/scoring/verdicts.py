@@ -1,0 +1,366 @@
+"""The judge: compares what a program returned with what it should have, in a clean process of its own.
+
+    for name, result in judged(jobs, workers=2, without=[], title="score", before=0): ...
+
+`judged` starts one per worker, as `python -m treediff.scoring.verdicts`, and writes it two lines of JSON a job: the
+program, and the task's *oracle* (inputs, expected outputs, reference times). The judge has its sandbox run the program
+on the inputs, compares by EvalPlus's rules, oracles and time limits, and writes one line: the verdict for the ledger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import reprlib
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from treediff.data import benchmarks
+from treediff.sandbox.client import Broken, Sandbox
+from treediff.sandbox.runner import PATIENCE
+from treediff.sandbox.values import Silent, unpack
+
+MIN_SECONDS, TIME_FACTOR, MOST_SECONDS = 1.0, 4.0, 60.0
+"""EvalPlus's time limits: a test gets max(1 s, 4 x the reference's time), a set of tests at most 60 s."""
+SLACK = 2.0
+"""What a program may take beyond its limits before it is killed from outside, as in EvalPlus [s]."""
+GIVE_UP = 10.0
+"""Processor time a judge may take to read and compare one answer before it is killed over it [s]."""
+
+
+def main(without: list[str]) -> None:
+    """Two lines of JSON a job, in (program; oracle) and one out, until stdin ends."""
+    import ctypes
+
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    libc = ctypes.CDLL(None)
+    libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # die with the caller
+    libc.prctl(4, 0, 0, 0, 0)  # no process of the same user may look into this one, which knows what is expected
+    warnings.simplefilter("ignore")  # numpy's, over what it is asked to compare
+    with Sandbox(without) as box:
+        # After the sandbox has started, lest it inherit the limit: an answer may decode to many times its length.
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (8 << 30 if hard < 0 else min(8 << 30, hard), hard))
+        answers.write(json.dumps(box.layers).encode() + b"\n")
+        answers.flush()
+        for line in sys.stdin.buffer:
+            header, oracle = json.loads(line), json.loads(sys.stdin.buffer.readline())
+            try:
+                result = _record(box, header, oracle) if header.get("record") else _verdict(box, header, oracle)
+            except Broken as e:
+                result = {"broken": str(e)}
+            answers.write(json.dumps(result).encode() + b"\n")
+            answers.flush()
+
+
+def _record(box: Sandbox, header: dict, oracle: dict) -> dict:
+    """What the benchmark's own solution returns, still encoded, and how long each test and its sending takes."""
+    parts: dict[str, Any] = {}
+    for part in benchmarks.PARTS:
+        inputs = oracle[part]["inputs"]
+        run = box.run(header["program"], oracle["entry"], inputs, [600.0] * len(inputs), seconds=1200.0)
+        expected, times, extras, last = [], [], [], time.perf_counter()
+        for frame in run:
+            now = time.perf_counter()
+            if frame.kind != b"o":
+                return {"error": f"{part} test {len(expected)}: {frame.value[0]}: {frame.value[1]}"}
+            expected.append(frame.value[1])
+            times.append(frame.value[0])
+            extras.append(round(max(0.0, now - last - frame.value[0]), 3))
+            last = now
+        if len(expected) != len(inputs):
+            return {"error": f"{part} test {len(expected)}: {box.status}"}
+        parts[part] = {"expected": expected, "times": times, "extras": extras}
+    return parts
+
+
+def _verdict(box: Sandbox, header: dict, oracle: dict) -> dict:
+    """Both parts of one task, as in the ledger; the reason is that of the first part that fails."""
+    start = time.perf_counter()
+    found = {part: _examine(box, header["program"], oracle, part) for part in benchmarks.PARTS}
+    reasons = [reason for _, reason in found.values() if reason]
+    return {
+        **{part: status for part, (status, _) in found.items()},
+        "reason": reasons[0].encode("utf-8", "backslashreplace").decode() if reasons else "",
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _examine(box: Sandbox, program: str, oracle: dict, part: str) -> tuple[str, str]:
+    """(pass, fail or timeout; reason) of one part's tests, as EvalPlus's `untrusted_check` has them.
+
+    As there, a test that overruns its own limit fails; `timeout` is a program that had to be killed.
+    """
+    from evalplus.eval._special_oracle import MBPP_OUTPUT_SET_EQ_TASKS
+
+    tests, entry, kind = oracle[part], oracle["entry"], oracle["kind"]
+    inputs, expected, n = tests["inputs"], tests["expected"], len(tests["inputs"])
+    limits = [max(MIN_SECONDS, TIME_FACTOR * t) for t in tests["times"]]
+    # What it takes to send an output is not the program's time; bulky outputs take seconds.
+    extras = [TIME_FACTOR * t for t in tests["extras"]]
+    waits = [limit + extra + SLACK for limit, extra in zip(limits, extras, strict=True)]
+    seconds = min(MOST_SECONDS, sum(limits)) + SLACK + min(MOST_SECONDS, sum(extras))
+    as_set = kind == "mbpp" and entry in MBPP_OUTPUT_SET_EQ_TASKS
+    atol, i = oracle["atol"], 0
+    run = box.run(program, entry, inputs, limits, seconds=seconds, as_set=as_set, waits=waits)
+    try:
+        with contextlib.closing(run):
+            for frame in run:
+                if frame.kind != b"o":
+                    where = f"{part} test {i}: {_call(entry, inputs, i)}" if frame.kind == b"e" else "the definition"
+                    return "fail", _exception(*frame.value, where, limits[min(i, n - 1)])
+                if i == n:
+                    return "fail", "killed: more answers than tests"
+                said, atol = _compare(kind, entry, inputs[i], frame.value[1], expected[i], atol)
+                if said:
+                    return "fail", said.format(where=f"{part} test {i}", call=_call(entry, inputs, i))
+                i += 1
+                if i == n:
+                    return "pass", ""
+    except Silent:
+        return "timeout", f"time-out: {part} test {i}: {_call(entry, inputs, i)} held out against {limits[i]:g} s"
+    if n == 0 and box.status["exit"] == 0:
+        return "pass", ""
+    if box.status["late"]:
+        return "timeout", f"time-out: {part} test {i}: killed after {seconds:g} s"
+    exit_code = box.status["exit"]
+    if exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        what = "memory: killed by SIGKILL, most likely for memory" if name == "SIGKILL" else f"killed: by {name}"
+        return "fail", f"{what}, in {part} test {i}"
+    return "fail", f"killed: the program ended its own process (exit code {exit_code}) in {part} test {i}"
+
+
+def _compare(kind: str, entry: str, inp: Any, answer: Any, expected: Any, atol: float) -> tuple[str, float]:
+    """Why an encoded answer is not the expected one (a text with {where} and {call}; empty if it is); the tolerance.
+
+    Some answers, numbers of one hash in a set, hold the interpreter in a loop. The alarm's default action, death,
+    ends that; the caller of this judge gives the program a failure and starts another judge.
+    """
+    signal.setitimer(signal.ITIMER_PROF, GIVE_UP)
+    try:
+        try:
+            out = unpack(answer)
+        except Exception:  # whatever hostile data makes of numpy, Decimal, ...
+            return "killed: the answer is not what the sandbox writes, in {where}", atol
+        exp = unpack(expected)
+        same, atol = agrees(kind, entry, inp, out, exp, atol)
+        texts = (_show(v).replace("{", "{{").replace("}", "}}") for v in (out, exp))
+        return "" if same else "wrong answer: {{where}}: {{call}} gave {}, expected {}".format(*texts), atol
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _exception(name: str, text: str, where: str, limit: float) -> str:
+    """The reason for an exception of this type and text."""
+    name, text = str(name)[:80], " ".join(str(text).split())[:160]
+    if name in ("SyntaxError", "IndentationError", "TabError") and where == "the definition":
+        return f"syntax: {name}: {text}"
+    if name == "TimeoutException":
+        return f"time-out: {where} took more than {limit:g} s"
+    if name == "MemoryError":
+        return f"memory: in {where}"
+    if name in ("Forged", "OutputTooLong"):
+        return f"killed: {text}, in {where}"
+    return f"exception: {name}: {text}, in {where}"
+
+
+def _call(entry: str, inputs: list, i: int) -> str:
+    """The i-th call as Python text, shortened."""
+    try:
+        return f"{entry}({', '.join(map(_show, unpack(inputs[i])))})"
+    except (ValueError, IndexError, TypeError):
+        return f"{entry}(...)"
+
+
+def _show(value: Any) -> str:
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    short.maxlist = short.maxtuple = short.maxset = short.maxdict = 12
+    try:
+        return short.repr(value)[:200]
+    except Exception:  # an integer too long to print
+        return f"<{type(value).__name__}>"
+
+
+def agrees(kind: str, entry: str, inp: Any, out: Any, exp: Any, atol: float) -> tuple[bool, float]:
+    """Whether `out` passes for `exp`, and the tolerance from here on, as in EvalPlus 0.3.1's `unsafe_execute`.
+
+    `inp`: the (encoded) arguments, as they were before the program had them. One departure: EvalPlus does not count
+    a test of find_zero (HumanEval/32) that passes, so that no program, its own solution included, ever passes it.
+    """
+    import numpy as np
+    from evalplus.eval import _special_oracle as special
+    from evalplus.eval import is_floats
+
+    try:
+        exact = out == exp
+        if kind == "mbpp":
+            if entry == "are_equivalent":
+                exact = exact or True
+            elif entry == "sum_div":
+                exact = exact or out == 0
+            elif entry == "surface_Area":
+                exact = exact or abs(out - special._surface_Area(*unpack(inp))) <= atol
+            elif entry == "digit_distance_nums":
+                exact = exact or out == special._digit_distance_nums(*unpack(inp))
+            elif entry in special.MBPP_OUTPUT_SET_EQ_TASKS:
+                exact = set(out) == set(exp)
+            elif entry in special.MBPP_OUTPUT_NOT_NONE_TASKS:
+                exact = out == exp if isinstance(out, bool) else exp == (out is not None)
+        elif entry == "find_zero":
+            return bool(abs(special._poly(*unpack(inp), out)) <= atol), atol
+        if atol == 0 and is_floats(exp):
+            atol = 1e-6
+        if not exact and atol != 0:
+            same = type(out) is type(exp) and (not isinstance(exp, (list, tuple)) or len(out) == len(exp))
+            return bool(same and np.allclose(out, exp, rtol=1e-07, atol=atol)), atol
+        return bool(exact), atol
+    except Exception:  # numpy or an oracle choking on what a program returned: a wrong answer, as in EvalPlus
+        return False, atol
+
+
+# --- the caller's end ------------------------------------------------------------------------------------------------
+Job = tuple[str, dict, bytes]
+
+
+def judged(
+    jobs: list[Job], workers: int, without: list[str], title: str, before: int
+) -> Iterator[tuple[str | None, dict]]:
+    """Results as judges finish them; once, under the name None, the sandbox's layers. A progress bar meanwhile."""
+    from tqdm import tqdm
+
+    if not jobs:
+        return
+    todo: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[str | None, Any]] = queue.SimpleQueue()
+    for job in jobs:
+        todo.put(job)
+    stop, judges = threading.Event(), []
+    threads = [
+        threading.Thread(target=_serve, args=(todo, done, stop, judges, without), daemon=True)
+        for _ in range(min(workers, len(jobs)))
+    ]
+    for thread in threads:
+        thread.start()
+    left, layers = len(jobs), None
+    try:
+        with tqdm(total=before + left, initial=before, desc=title, unit=" tasks", mininterval=1) as bar:
+            while left:
+                task, result = done.get()
+                if isinstance(result, BaseException):
+                    raise result
+                if task is None:
+                    layers, told = result, layers
+                    if told is None:
+                        yield None, result
+                    continue
+                left -= 1
+                bar.update()
+                yield task, result
+    finally:
+        stop.set()
+        for judge in judges if left else ():  # interrupted: do not wait for the programs that run
+            judge.process.kill()
+        for thread in threads:
+            thread.join()
+
+
+def _serve(
+    todo: queue.SimpleQueue, done: queue.SimpleQueue, stop: threading.Event, judges: list[_Judge], without: list[str]
+) -> None:
+    """One worker: a judge, and another when it dies."""
+    judge = None
+    try:
+        while not stop.is_set():
+            try:
+                task, header, oracle = todo.get_nowait()
+            except queue.Empty:
+                return
+            for _ in range(2):
+                if judge is None:
+                    judge = _Judge(without)
+                    judges.append(judge)
+                    done.put((None, judge.layers))
+                result = judge.ask(header, oracle)
+                if result is None and stop.is_set():
+                    return
+                if result is None:  # it hung or died: over this answer, unless another judge does not
+                    judge.close()
+                    judge = None
+                elif "broken" not in result:
+                    break
+            if result is None:
+                why = "killed: the answer could not be compared"
+                result = {"base": "fail", "plus": "fail", "reason": why, "seconds": 0.0}
+                result = {"error": why} if header.get("record") else result
+            if "broken" in result:
+                raise RuntimeError(f"sandbox: a program's process cannot be set up ({result['broken']})")
+            done.put((task, result))
+    except BaseException as e:
+        done.put((None, e))
+    finally:
+        if judge:
+            judge.close()
+
+
+class _Judge:
+    """The caller's end of a judge process."""
+
+    def __init__(self, without: list[str]) -> None:
+        root = str(Path(__file__).resolve().parents[2])
+        keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "TMPDIR", "LANG")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "treediff.scoring.verdicts", json.dumps(without), str(GIVE_UP)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**keep, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        hello = self.process.stdout.readline()
+        if not hello:
+            self.close()
+            raise RuntimeError("score: the judge did not start; its message is above.")
+        self.layers: dict[str, str] = json.loads(hello)
+
+    def ask(self, header: dict, oracle: bytes) -> dict | None:
+        """The judge's result, or None if it died or hung."""
+        seconds = 7200.0 if header.get("record") else 4 * PATIENCE * MOST_SECONDS
+        watch = threading.Timer(seconds, self.process.kill)
+        watch.daemon = True
+        watch.start()
+        try:
+            self.process.stdin.write(json.dumps(header).encode() + b"\n" + oracle + b"\n")
+            self.process.stdin.flush()
+            return json.loads(self.process.stdout.readline())
+        except (OSError, ValueError):
+            return None
+        finally:
+            watch.cancel()
+
+    def close(self) -> None:
+        """End the judge; its sandbox ends with it."""
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+
+
+if __name__ == "__main__":
+    GIVE_UP = float(sys.argv[2])
+    main(json.loads(sys.argv[1]))

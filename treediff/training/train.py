@@ -1,0 +1,270 @@
+"""The training run. Runs under the deepspeed launcher, one process per device (see launch.py):
+
+    deepspeed --num_gpus 8 --module treediff.training.train runs/paper/ast-seed0
+
+A step is a pure function of (seed, step, weights): see batch.py. Its loss is a mean over the *global* batch (Eq. 1),
+see loss.py. Within a step the host never waits for the device, and the next batch is made meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from treediff.config import Config, resolve
+from treediff.data import prepare, sources
+from treediff.errors import UserError
+from treediff.files import read_json, write_json
+from treediff.masking import rules, tokens
+from treediff.model import checkpoint, llada, lora
+from treediff.runs import provenance
+from treediff.training import batch, checkpoints, heartbeat, heldout, loss, plan, steplog
+
+log = logging.getLogger(__name__)
+
+_LONG = 1800  # seconds that a rank may take to load the weights or to write them while another waits
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """torch's Muon on the blocks' matrices and AdamW on all else (Muon is made for hidden matrices only)."""
+
+    def __init__(self, named: list[tuple[str, nn.Parameter]], cfg: Config):
+        hidden = [p for n, p in named if p.dim() == 2 and ".layers." in n]
+        rest = [p for n, p in named if not (p.dim() == 2 and ".layers." in n)]
+        super().__init__([{"params": hidden, "lr": cfg.muon_lr}, {"params": rest, "lr": cfg.lr}], {})
+        self.parts = [
+            torch.optim.Muon(hidden, lr=cfg.muon_lr, weight_decay=cfg.weight_decay),
+            torch.optim.AdamW(rest, lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=0.0),
+        ]
+        self.param_groups = [g for part in self.parts for g in part.param_groups]
+
+    def step(self, closure: Any = None) -> None:
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for part, kept in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(kept)
+        self.param_groups = [g for part in self.parts for g in part.param_groups]
+
+
+def optimiser(cfg: Config, network: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters (A.1), or Muon with AdamW."""
+    named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
+    if cfg.optimiser == "muon":
+        return MuonAdamW(named, cfg)
+    return torch.optim.AdamW(
+        [p for _, p in named],
+        lr=cfg.lr,
+        betas=tuple(cfg.betas),
+        weight_decay=cfg.weight_decay,
+        fused=torch.cuda.is_available(),
+    )
+
+
+def lr_factor(cfg: Config, step: int, total: int) -> float:
+    """Learning rate at `step` as a share of its peak: linear warm-up, then a cosine down to `lr_floor` (A.1)."""
+    warm = max(1, round(cfg.warmup * total))
+    if step < warm:
+        return (step + 1) / warm
+    done = (step - warm) / max(1, total - warm)
+    return cfg.lr_floor + (1 - cfg.lr_floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def network(cfg: Config, tok: Any, device: torch.device) -> nn.Module:
+    """What is trained: a fresh backbone (`masking = none`), or the run's backbone with LoRA or with all weights."""
+    if cfg.masking == "none":
+        fresh = llada.new_backbone(cfg, len(tokens.byte_table(tok).spelling), tok.eos_token_id, tok.mask_token_id)
+        return fresh.to(device)
+    dtype = torch.float32 if cfg.precision == "fp32" else torch.bfloat16
+    backbone = checkpoint.load_backbone(backbone_folder(cfg), dtype, str(device), cfg.revision)
+    checkpoint.check_tokenizer(backbone, tok)
+    return lora.add_lora(backbone, cfg) if cfg.lora_rank else backbone
+
+
+def recompute(net: nn.Module) -> None:
+    """Keep no activations inside the blocks: they are computed again in the backward pass."""
+    net.activation_checkpointing_enable({"use_reentrant": False})
+
+
+def backbone_folder(cfg: Config) -> str:
+    """Where the run's backbone lies: `cfg.backbone`, or the model that the run `none` of this seed made."""
+    return str(cfg.with_masking("none").run_dir / "model") if cfg.backbone == "pretrain" else cfg.backbone
+
+
+def deepspeed_config(cfg: Config, trained: int) -> dict[str, Any]:
+    """What DeepSpeed is told. The optimiser is torch's own: DeepSpeed's would be compiled on first use."""
+    return {
+        "train_micro_batch_size_per_gpu": cfg.micro_batch,
+        "gradient_accumulation_steps": cfg.accumulation,
+        "gradient_clipping": cfg.grad_clip,
+        "bf16": {"enabled": cfg.precision == "bf16"},
+        "zero_optimization": {
+            "stage": cfg.zero_stage,
+            # The buffer is as large as the bucket: the default would take 1 GB for an adapter of 0.3 GB.
+            "reduce_bucket_size": min(500_000_000, trained),
+        },
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def train(cfg: Config) -> None:
+    """Train the run of `cfg` from its last checkpoint to its end. Called once per process, under the launcher."""
+    import deepspeed
+    import deepspeed.ops
+
+    # DeepSpeed would compile its shared-memory collectives on a CPU (30 s, needs g++); gloo gives the same bits.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=max(_LONG, cfg.stall_timeout)))
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    if world != cfg.processes:
+        raise UserError(f"processes: {cfg.processes} are set, the launcher started {world}; make them agree.")
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    tok = tokens.load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision)
+    data = prepare.load(cfg)
+    uids = np.asarray(data.with_format("numpy")["uid"][:], np.int64)
+    eos, mask = tok.eos_token_id, tok.mask_token_id
+    total = batch.total_steps(cfg, len(uids))
+    net = network(cfg, tok, device)
+    if cfg.gradient_checkpointing:
+        recompute(net)
+    size = plan.Size.of(net)
+    denoiser = loss.Denoiser(net).train()
+    engine, *_ = deepspeed.initialize(
+        model=denoiser, optimizer=optimiser(cfg, denoiser), config=deepspeed_config(cfg, size.trained)
+    )
+    peaks = [g["lr"] for g in engine.optimizer.param_groups]
+    folder = cfg.run_dir / "checkpoints"
+    first = checkpoints.resume(engine, folder, rank)
+    held = heldout.Evaluation(cfg, heldout.rows(cfg), eos, mask)
+    evals = cfg.run_dir / "evals.jsonl"
+    lines = None
+    if rank == 0:
+        lines = steplog.StepLog(cfg, first, size.vocabulary, size.flops_per_token, plan.peak_flops(cfg, world))
+        if held.micros:
+            steplog.keep_before(evals, first + 1 if first else 0)
+
+    def evaluate(done: int) -> None:
+        """Held-out accuracy after `done` steps, if its turn has come."""
+        if held.micros and (done % cfg.eval_every == 0 or done == total):
+            record = held.run(engine, rank, world, device, beat)
+            if lines:
+                heldout.write(evals, done, record)
+                lines.drain()  # a tracker takes the steps in their order
+                lines.track({"step": done, **{f"heldout_{k}": v for k, v in record.items()}})
+
+    def beat() -> None:
+        heartbeat.beat(cfg.run_dir, rank)
+
+    def make(step: int) -> batch.Batch:
+        return batch.Batch(cfg, data, uids, step, total, eos, mask)
+
+    heartbeat.begin(cfg.run_dir, rank)
+    if not first:  # a checkpoint is written after its evaluation
+        evaluate(0)
+    with batch.Loader(make, first, total, rank, device) as loader:
+        for step in range(first, total):
+            started = time.perf_counter()
+            factor = lr_factor(cfg, step, total)
+            for group, peak in zip(engine.optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            now, parts, waited = loader.next()
+            sums = loss.no_sums(device)
+            for number, part in enumerate(parts):
+                beat()
+                torch.manual_seed(_dropout_seed(cfg.seed, step, rank, number))
+                micro_step(engine, part.map(lambda t: t.to(device, non_blocking=True)), sums, world * cfg.accumulation)
+                engine.step()
+            torch.distributed.all_reduce(sums)
+            if lines:
+                norm = engine.get_global_grad_norm()
+                facts = {"lr": peaks[-1] * factor, "eps_t": round(rules.eps_at(cfg, step, total), 6)}
+                facts["data_wait_s"] = round(waited, 4)
+                lines.add(now, sums, norm, started, **facts)
+            evaluate(step + 1)
+            if (step + 1) % cfg.checkpoint_every == 0 and step + 1 < total:
+                heartbeat.beat(cfg.run_dir, rank, _LONG)
+                if lines:
+                    lines.flush()  # first: a step that failed must not be saved
+                checkpoints.save(engine, folder, step + 1, rank)
+                if lines:
+                    lines.last_checkpoint = step + 1
+    if lines:
+        lines.flush()
+        write_json(cfg.run_dir / "provenance.json", provenance(data=prepare.data_fingerprint(cfg), steps=total))
+    heartbeat.beat(cfg.run_dir, rank, _LONG)
+    checkpoints.publish(cfg, net, rank)
+    if lines:
+        lines.close()
+        shutil.rmtree(folder, ignore_errors=True)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def micro_step(engine: Any, m: batch.Micro, sums: torch.Tensor, parts: int) -> None:
+    """Forward and backward pass of a micro-batch on the device; its share of the log is added to `sums`.
+
+    DeepSpeed divides the loss by accumulation and averages over ranks, `parts` together; the weights already sum over
+    the global batch.
+    """
+    value, ce = engine(m.noisy, m.places, m.targets, m.weight, m.attention_mask)
+    engine.backward(value * parts)
+    loss.tally(sums, value, ce, m)
+
+
+def _dropout_seed(seed: int, step: int, rank: int, micro: int) -> int:
+    """Dropout's generator starts anew from this at every forward pass, so that a resumed run draws the same."""
+    return hash((seed, step, rank, micro)) & 0x7FFFFFFF  # a hash of integers is the same in every process
+
+
+def main() -> None:
+    """Entry point of each process: `python -m treediff.training.train RUN_DIR` with the launcher's environment."""
+    run_dir = Path(next(a for a in sys.argv[1:] if not a.startswith("--local_rank"))).resolve()
+    saved = read_json(run_dir / "config.json")
+    os.environ["TREEDIFF_RUNS"] = str(run_dir.parent.parent)
+    logging.basicConfig(level=logging.WARNING)
+    rank = os.environ.get("RANK", "0")
+    failure = run_dir / f"failure-rank{rank}.txt"
+    failure.unlink(missing_ok=True)
+    if starter := os.environ.get("TREEDIFF_STARTER"):
+        heartbeat.follow(starter)
+    lock = None
+    try:
+        lock = heartbeat.alone(run_dir) if rank == "0" else None
+        train(resolve(**saved))
+    except BaseException as e:  # recorded and raised again: the launcher would hide which rank it was
+        failure.write_text(str(e) if isinstance(e, UserError) else traceback.format_exc())
+        raise
+    finally:
+        if lock:
+            lock.close()
+    # No tear-down of the interpreter: a thread that a library left behind would abort a process whose work is done.
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
