@@ -167,6 +167,8 @@ def sample(args: argparse.Namespace, extra: list[str]) -> None:
 
 def score(args: argparse.Namespace, extra: list[str]) -> None:
     from treediff import pipeline
+    from treediff.files import read_json
+    from treediff.scoring import restore
     from treediff.scoring import score as scoring
 
     if args.benchmark or args.samples or args.out:
@@ -184,6 +186,11 @@ def score(args: argparse.Namespace, extra: list[str]) -> None:
     for benchmark in cfg.benchmarks:
         for length in cfg.lengths:
             print(pipeline.scored(cfg, benchmark, length))
+    if cfg.data == "stdlib":
+        path = pipeline.restored(cfg)
+        for tier, found in restore.shares(read_json(path)).items():
+            print(f"{tier}: {100 * found['share']:.1f} % of {found['nodes']} nodes of {found['programs']} functions")
+        print(path)
 
 
 def report(args: argparse.Namespace, extra: list[str]) -> None:

@@ -18,6 +18,7 @@ from treediff.masking import tokens
 from treediff.report import report
 from treediff.runs import open_run
 from treediff.sampling import run as sampling
+from treediff.scoring import restore
 from treediff.scoring import run as scoring
 from treediff.training import launch, plan
 
@@ -70,6 +71,12 @@ def scored(cfg: Config, benchmark: str, length: int) -> Path:
     """The ledger of those samples."""
     sampled(cfg, benchmark, length)
     return scoring.score(cfg, benchmark, length)
+
+
+def restored(cfg: Config) -> Path:
+    """The ledger of the AST nodes that the run restores whole, of the held-out part of `data = stdlib`."""
+    trained(cfg)
+    return restore.score(cfg)
 
 
 def reported(cfg: Config) -> Path:

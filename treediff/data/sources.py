@@ -1,4 +1,5 @@
-"""Where rows come from: TinyCode, the standard library, a JSONL or Parquet file, a hub data set; and the tokenizer that is trained on them.
+"""Where rows come from: TinyCode, Python's standard library, a JSONL or Parquet file, a hub data set; and the tokenizer
+that is trained on them.
 
 for row in rows(cfg): ...                     # OpenCodeReasoning's columns: id, input, output, solution
 """

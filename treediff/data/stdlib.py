@@ -5,8 +5,9 @@
     stamp()                 # what decides about them: Python's version and the library's files
 
 A row is a function or method with a docstring: its head and docstring are the problem, its body without the docstring
-is the program, and there is no reasoning. Top-level modules and packages lie wholly in one part (`is_held_out`), and of
-near duplicates the first is kept, over both parts. Same Python, same rows; `python -m treediff.data.stdlib` counts them.
+is the program, and there is no reasoning. Top-level modules and packages lie wholly in one part (`is_held_out`), and
+of near duplicates the first is kept, over both parts. Same Python, same rows.
+`python -m treediff.data.stdlib` counts them.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ HELD_OUT = 0.3
 """Share of the modules that are held out."""
 
 SHORTEST = 8
-"""Bodies of fewer program tokens (contamination.program_tokens) are left out: `return self.x` has no tree to speak of."""
+"""Shorter bodies are left out: `return self.x` has no tree to speak of [contamination.program_tokens]."""
 
 LONGEST = 400
-"""Longer bodies are cut after their last statement that ends within so many characters, so that they fit small models."""
+"""Longer bodies are cut after their last statement that ends within so many characters: for small models."""
 
 ALIKE = 0.7
 """Bodies are near duplicates from this Jaccard similarity on, estimated by MinHash (contamination.Features)."""
 
 _FOLDERS = frozenset(
-    # Tests, other people's packages and tables; and what distributions of Linux package apart, so that it may be missing.
-    "test tests site-packages dist-packages pydoc_data __pycache__ "
-    "distutils ensurepip idlelib lib2to3 tkinter turtledemo".split()
+    # Tests, other people's packages and tables; and what distributions of Linux package apart, so that it may lack.
+    {"test", "tests", "site-packages", "dist-packages", "pydoc_data", "__pycache__"}
+    | {"distutils", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtledemo"}
 )
 
 
@@ -68,13 +69,13 @@ def stamp() -> dict[str, Any]:
 
 
 def is_held_out(module: str) -> bool:
-    """Whether a dotted module belongs to the held-out part: a hash of its first name says so, of `_pyio` as of `pyio`."""
+    """Whether a module is in the held-out part: a hash of its first name says so, without underscores before it."""
     top = module.partition(".")[0].lstrip("_")
     return int.from_bytes(hashlib.sha256(top.encode()).digest()[:8], "big") < HELD_OUT * 2**64
 
 
 def rows(held_out: bool = False) -> list[dict[str, Any]]:
-    """The rows of one part: id (`module.Class.function`), input, output, solution. In an order that mixes the modules."""
+    """The rows of one part: id (`module.Class.function`), input, output, solution. The order mixes the modules."""
     return [dict(row) for row in _rows() if is_held_out(row["id"]) == held_out]
 
 
