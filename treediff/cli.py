@@ -123,11 +123,14 @@ def prepare(args: argparse.Namespace, extra: list[str]) -> None:
 
 def train(args: argparse.Namespace, extra: list[str]) -> None:
     from treediff import pipeline
+    from treediff.data import reach
     from treediff.training import plan
 
     cfg = switches(args, extra)
     if args.plan:
-        print(plan.text(plan.plan(cfg)))
+        found = pipeline.reach_of(cfg)
+        print(plan.text(plan.plan(cfg)), "", sep="\n")
+        print(reach.text(found) if found else "reach of the rules: known once the data is prepared (treediff prepare)")
         plan.require_room(cfg)
     else:
         print(pipeline.trained(cfg))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treediff.config import Config
-from treediff.data import benchmarks, prepare, sources
+from treediff.data import benchmarks, prepare, reach, sources
 from treediff.masking import tokens
 from treediff.report import report
 from treediff.runs import open_run
@@ -40,9 +40,17 @@ def prepared(cfg: Config, out: Path | None = None) -> datasets.Dataset:
 
 
 def statistics(cfg: Config, out: Path | None = None) -> dict[str, Any]:
-    """What is known of that data set (prepare.stats)."""
-    prepared(cfg, out)
-    return prepare.stats(cfg, out)
+    """What is known of that data set (prepare.stats), and how far the rules reach on it (reach.reach)."""
+    data = prepared(cfg, out)
+    return prepare.stats(cfg, out) | {"reach": reach.reach(cfg, data)}
+
+
+def reach_of(cfg: Config) -> dict[str, Any] | None:
+    """How far the rules reach on the run's data set; None as long as that is not prepared. Makes nothing."""
+    folder = Path(sources.tokenizer_folder(cfg))
+    if not folder.is_dir() or not (prepare.data_folder(cfg) / "stats.json").exists():
+        return None
+    return reach.reach(cfg, prepare.load(cfg))
 
 
 def trained(cfg: Config) -> Path:
