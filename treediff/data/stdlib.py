@@ -4,8 +4,8 @@
     rows(held_out=True)     # functions of other modules
     stamp()                 # what decides about them: Python's version and the library's files
 
-A row is a function or method with a docstring: its head and docstring are the problem, its body without the docstring
-is the program, and there is no reasoning. Top-level modules and packages lie wholly in one part (`is_held_out`), and
+A row is a function or method with a docstring: its head and the docstring's first paragraph are the problem, its body is
+the program as Python's unparser writes it (no comments, one statement a line), and there is no reasoning. Top-level modules and packages lie wholly in one part (`is_held_out`), and
 of near duplicates the first is kept, over both parts. Same Python, same rows.
 `python -m treediff.data.stdlib` counts them.
 """
@@ -98,29 +98,21 @@ def functions(module: str, source: bytes) -> Iterator[dict[str, Any]]:
     lines = [b"", *source.splitlines(keepends=True)]
     for name, node in _definitions(tree, module):
         said = ast.get_docstring(node)
-        if not said or len(node.body) < 2 or node.body[1].lineno <= node.body[0].end_lineno:
+        if not said:
             continue
-        # From the docstring's end, so that a comment before the first statement belongs to the body.
-        first = node.body[0].end_lineno + 1
-        pieces = (b"".join(lines[first : statement.end_lineno + 1]).decode() for statement in node.body[1:])
-        bodies = (textwrap.dedent(piece.replace("\r\n", "\n")).strip("\n") for piece in pieces)
-        body = max((body for body in bodies if len(body) <= LONGEST), key=len, default="")
+        body = ""
+        for statement in node.body[1:]:
+            longer = f"{body}\n{ast.unparse(statement)}".strip("\n")
+            if len(longer) > LONGEST:
+                break
+            body = longer
         head = b"".join(lines[node.lineno : node.body[0].lineno]).decode().replace("\r\n", "\n")
         summary = inspect.cleandoc(said).partition("\n\n")[0]
         problem = textwrap.dedent(head) + textwrap.indent(f'"""{summary}"""', "    ")
-        if "```" in body or len(contamination.program_tokens(body)) < SHORTEST or not _parses(body):
+        if "```" in body or len(contamination.program_tokens(body)) < SHORTEST:
             continue
         answer = f"<think>\n\n</think>\n\n```python\n{body}\n```"
         yield {"id": name, "input": problem, "output": answer, "solution": body}
-
-
-def _parses(body: str) -> bool:
-    """Whether a dedented body is a program: one is not if a string in it reaches further to the left."""
-    try:
-        ast.parse(body)
-    except SyntaxError:
-        return False
-    return True
 
 
 def _definitions(tree: ast.Module, module: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
