@@ -22,7 +22,7 @@ if os.name:
 
             A second paragraph.
             """
-            # A comment belongs to the body.
+            # A comment is no part of it.
             if at >= len(self.items):
                 raise IndexError(f"{at} is too much")
             return self.items.pop(at)
@@ -39,25 +39,30 @@ if os.name:
             return "```" + self.items[0] + self.items[1] + self.items[2]
 
         def outer(self, items):
-            """Holds a string that reaches further to the left."""
-            text = """
-to the left"""
+            """Holds another one."""
             def inner(x):
-                """Not of its own."""
+                """Not a row of its own."""
                 return x + 1 + 2 + 3 + 4 + 5 + 6
-            return text + str(items) + str(inner(1))
+            return str(items) + str(inner(1))
+
+        def setter(self): "One line."; self.items = [1, 2, 3, 4]
 '''
 
 
 def test_a_row_is_a_head_with_its_docstring_and_the_body_without_it():
-    (row,) = stdlib.functions("pack.mod", MODULE)
+    found = {row["id"].rpartition(".")[2]: row for row in stdlib.functions("pack.mod", MODULE)}
+    assert set(found) == {"pop", "outer", "setter"}
+    assert found["outer"]["solution"].startswith("def inner(x):")
+    assert found["setter"]["solution"] == "self.items = [1, 2, 3, 4]"
+    row = found["pop"]
     assert row["id"] == "pack.mod.Stack.pop"
     assert row["input"] == 'def pop(self, at=-1):\n    """Take one away."""'
     ex = examples.example(row, empty_reasoning="keep")
     assert ex.reasoning == ""
     assert ex.code == row["solution"]
-    assert ex.code.startswith("# A comment belongs to the body.\nif at >= len(self.items):\n    raise IndexError")
-    assert ex.code.endswith("return self.items.pop(at)")
+    assert ex.code == (
+        "if at >= len(self.items):\n    raise IndexError(f'{at} is too much')\nreturn self.items.pop(at)"
+    )
     with pytest.raises(examples.Dropped, match="empty reasoning"):
         examples.example(row)
 

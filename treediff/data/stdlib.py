@@ -4,9 +4,10 @@
     rows(held_out=True)     # functions of other modules
     stamp()                 # what decides about them: Python's version and the library's files
 
-A row is a function or method with a docstring: its head and the docstring's first paragraph are the problem, its body is
-the program as Python's unparser writes it (no comments, one statement a line), and there is no reasoning. Top-level modules and packages lie wholly in one part (`is_held_out`), and
-of near duplicates the first is kept, over both parts. Same Python, same rows.
+A row is a function or method with a docstring: its head and the docstring's first paragraph are the problem, its
+body is the program as Python's unparser writes it (no comments, one statement a line), and there is no reasoning.
+Top-level modules and packages lie wholly in one part (`is_held_out`), and of near duplicates the first is kept, over
+both parts. Same Python, same rows.
 `python -m treediff.data.stdlib` counts them.
 """
 
@@ -95,7 +96,6 @@ def functions(module: str, source: bytes) -> Iterator[dict[str, Any]]:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return
-    lines = [b"", *source.splitlines(keepends=True)]
     for name, node in _definitions(tree, module):
         said = ast.get_docstring(node)
         if not said:
@@ -106,9 +106,10 @@ def functions(module: str, source: bytes) -> Iterator[dict[str, Any]]:
             if len(longer) > LONGEST:
                 break
             body = longer
-        head = b"".join(lines[node.lineno : node.body[0].lineno]).decode().replace("\r\n", "\n")
+        node.body, node.decorator_list = [ast.Pass()], []
+        head = ast.unparse(node).removesuffix("pass").rstrip()
         summary = inspect.cleandoc(said).partition("\n\n")[0]
-        problem = textwrap.dedent(head) + textwrap.indent(f'"""{summary}"""', "    ")
+        problem = f"{head}\n" + textwrap.indent(f'"""{summary}"""', "    ")
         if "```" in body or len(contamination.program_tokens(body)) < SHORTEST:
             continue
         answer = f"<think>\n\n</think>\n\n```python\n{body}\n```"
