@@ -136,11 +136,14 @@ def prepare(args: argparse.Namespace, extra: list[str]) -> None:
 
 def train(args: argparse.Namespace, extra: list[str]) -> None:
     from treediff import pipeline
+    from treediff.data import reach
     from treediff.training import plan
 
     cfg = switches(args, extra)
     if args.plan:
-        print(plan.text(plan.plan(cfg)))
+        found = pipeline.reach_of(cfg)
+        print(plan.text(plan.plan(cfg)), "", sep="\n")
+        print(reach.text(found) if found else "reach of the rules: known once the data is prepared (treediff prepare)")
         plan.require_room(cfg)
     else:
         print(pipeline.trained(cfg))
@@ -180,6 +183,8 @@ def sample(args: argparse.Namespace, extra: list[str]) -> None:
 
 def score(args: argparse.Namespace, extra: list[str]) -> None:
     from treediff import pipeline
+    from treediff.files import read_json
+    from treediff.scoring import restore
     from treediff.scoring import score as scoring
 
     if args.benchmark or args.samples or args.out:
@@ -197,6 +202,11 @@ def score(args: argparse.Namespace, extra: list[str]) -> None:
     for benchmark in cfg.benchmarks:
         for length in cfg.lengths:
             print(pipeline.scored(cfg, benchmark, length))
+    if cfg.data == "stdlib":
+        path = pipeline.restored(cfg)
+        for tier, found in restore.shares(read_json(path)).items():
+            print(f"{tier}: {100 * found['share']:.1f} % of {found['nodes']} nodes of {found['programs']} functions")
+        print(path)
 
 
 def study(args: argparse.Namespace, extra: list[str]) -> None:

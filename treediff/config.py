@@ -51,7 +51,7 @@ class Config:
 
     # --- data ------------------------------------------------------------------------------------------------
     data: str = switch(
-        "nvidia/OpenCodeReasoning", "data", "`tinycode`, a JSONL or Parquet file, or a hub data set", "4.1"
+        "nvidia/OpenCodeReasoning", "data", "`tinycode`, `stdlib`, a JSONL or Parquet file, or a hub data set", "4.1"
     )
     data_split: str = switch("split_0", "data", "configuration and split of a hub data set", "4.1")
     rows: int = switch(150_000, "data", "training rows to keep, by a seeded choice; 0 keeps all", "4.1")
@@ -65,6 +65,9 @@ class Config:
     max_length: int = switch(4096, "data", "longest prompt + answer [tokens]", "4.1")
     overlong: Literal["drop", "trim_reasoning"] = switch(
         "drop", "data", "rows over max_length: drop, or cut the reasoning (the code always stays whole)"
+    )
+    empty_reasoning: Literal["drop", "keep"] = switch(
+        "drop", "data", "rows whose <think> block is empty: drop, or keep (the answer begins with an empty block)"
     )
     language: str = switch(
         "python", "data", "language of the code region: python, javascript, typescript, java, c, cpp, go, rust"
@@ -351,6 +354,51 @@ PRESETS: dict[str, dict[str, Any]] = {
         "prompt_style": "bare",
         "extract": "first_fence",
         "sample_batch": 40,
+    },
+    # Two cores, real code: functions of Python's own standard library (see docs/stdlib.md).
+    "stdlib": {
+        "data": "stdlib",
+        "rows": 0,
+        "empty_reasoning": "keep",
+        "tokenizer": "train",
+        "vocab_size": 2048,
+        "max_length": 192,
+        "eos_padding": "one",
+        "backbone": "pretrain",
+        "d_model": 160,
+        "n_layers": 4,
+        "n_heads": 4,
+        "mlp_hidden": 448,
+        "pretrain": {  # with LLaDA's own loss
+            "eps_min": 0.05,
+            "loss_weight": "inverse_p",
+            "normaliser": "answer",
+            "lr": 3e-3,
+            "muon_lr": 0.02,
+            "warmup": 0.05,
+            "lr_floor": 0.05,
+            "max_steps": 3000,
+            "micro_batch": 4,
+            "accumulation": 2,
+            "processes": 2,
+            "checkpoint_every": 250,
+            "eval_every": 1000,
+        },
+        "lora_rank": 0,
+        "optimiser": "muon",
+        "lr": 1e-3,
+        "muon_lr": 0.005,
+        "weight_decay": 0.05,
+        "max_steps": 200,
+        "micro_batch": 4,
+        "accumulation": 4,
+        "processes": 1,
+        "precision": "fp32",
+        "zero_stage": 0,
+        "gradient_checkpointing": False,
+        "eval_every": 1000,
+        "eval_rows": 256,
+        "benchmarks": [],
     },
 }
 
