@@ -33,7 +33,7 @@ from treediff.files import read_json, write_json
 from treediff.report import study as results
 from treediff.report.paper import TASKS
 from treediff.report.study import EFFECT, Study
-from treediff.scoring import stats
+from treediff.scoring import restore, stats
 from treediff.training import heartbeat, heldout, launch, memory
 from treediff.training import plan as planning
 
@@ -193,7 +193,7 @@ def _expected(runs: dict[str, Config], done: set[str], where: Room) -> tuple[dic
             planned.add("backbone" if kind else "fine-tuning")
     said = "measured on finished runs of this study"
     if planned:
-        said = f"{' and '.join(sorted(planned))} by the plan: FLOPs at {speed / 1e9:,.0f} GFLOP/s, an assumption"
+        said = f"{' and '.join(sorted(planned))} by the plan, which is the most: rows of max_length, {speed / 1e9:,.0f} GFLOP/s"
     return out, said
 
 
@@ -226,6 +226,8 @@ def _planned(cfg: Config, speed: float) -> float:
             window = cfg.block_length if cfg.cache == "dual" else min(cfg.max_length, 2 * length)
             steps = length / cfg.tokens_per_step
             sampled += problems * cfg.samples_per_task * steps * window * 2.0 * p["parameters"]
+    if results.NODES in results.ledgers(cfg):  # some three forward passes a node
+        sampled += 4 * restore.PER_TIER * 3 * cfg.max_length * 2.0 * p["parameters"]
     return 60 + (p["flops"] + p["recomputation"] + sampled) / speed
 
 
@@ -418,6 +420,8 @@ def make(cfg: Config) -> None:
         for length in cfg.lengths:
             _timed(cfg, "sample", lambda b=benchmark, t=length: pipeline.sampled(cfg, b, t))
             _timed(cfg, "score", lambda b=benchmark, t=length: pipeline.scored(cfg, b, t))
+    if results.NODES in results.ledgers(cfg):
+        _timed(cfg, "score", lambda: pipeline.restored(cfg))
 
 
 def prepare(cfg: Config) -> None:

@@ -32,14 +32,16 @@ from treediff.report.comparisons import ledger_settings
 from treediff.report.paper import HALVES, PAPER
 from treediff.runs import SHARED_OUT, idle, of_stages, open_run, provenance
 from treediff.sampling import run as sampling
-from treediff.scoring import stats
+from treediff.scoring import restore, stats
 from treediff.scoring.run import ledger_path
 from treediff.strategies import BEYOND, MASKINGS, STRATEGIES
-from treediff.training import launch
+from treediff.training import launch, steplog
 
 log = logging.getLogger(__name__)
 
 _FORMAT = 1
+NODES = "nodes"
+"""The ledger of AST nodes restored whole (scoring/restore.py)."""
 
 
 def paper_effects() -> dict[str, float]:
@@ -182,7 +184,8 @@ def arms(
 # --- what was run --------------------------------------------------------------------------------------------------
 def ledgers(cfg: Config) -> dict[str, Path]:
     """The ledgers that a run of the study has, by name, whether they are there or not."""
-    return {f"{b}-T{t}": ledger_path(cfg, b, t) for b in cfg.benchmarks for t in cfg.lengths}
+    found = {f"{b}-T{t}": ledger_path(cfg, b, t) for b in cfg.benchmarks for t in cfg.lengths}
+    return found | ({NODES: restore.ledger_path(cfg)} if cfg.data == "stdlib" else {})
 
 
 def finished(cfg: Config) -> bool:
@@ -191,9 +194,13 @@ def finished(cfg: Config) -> bool:
         return False
     for name, path in ledgers(cfg).items():
         samples = path.parents[1] / "samples" / f"{name}.jsonl"
-        if not (path.exists() and samples.exists()):
+        if not (path.exists() and (name == NODES or samples.exists())):
             return False
         ledger = read_json(path)
+        if name == NODES:
+            if ledger["weights"] != restore.weights(cfg):
+                return False
+            continue
         if ledger["settings"].get("samples_sha256") != hashlib.sha256(samples.read_bytes()).hexdigest():
             return False
         if ledger["tasks"].keys() != benchmarks.benchmark_problems(cfg, ledger["benchmark"]).keys():
@@ -251,7 +258,7 @@ def collect(study: Study, why: Mapping[str, str] | None = None) -> dict[str, Any
             for what, value in head.items():
                 if value != first[what]:
                     raise UserError(f"{path}: its {what} are not those of the study's other runs; score them again.")
-            said = ledger_settings(_key(key), cfg, ledger)
+            said = dict(ledger["settings"]) if key == NODES else ledger_settings(_key(key), cfg, ledger)
             said.pop("sampling seed", None)
             for what, value in said.items():
                 who, theirs = known.setdefault((key, what), (name, value))
@@ -260,7 +267,7 @@ def collect(study: Study, why: Mapping[str, str] | None = None) -> dict[str, Any
                         f"{key}: {who} and {name} differ in {what} ({theirs!r} and {value!r}), so they cannot stand in "
                         "one study; make one of them again."
                     )
-            verdicts[key], sandbox = mine, ledger["sandbox"]
+            verdicts[key], sandbox = mine, ledger.get("sandbox", sandbox)
         about = read_json(cfg.run_dir / "provenance.json") if (cfg.run_dir / "provenance.json").exists() else {}
         seconds = read_json(cfg.run_dir / "seconds.json") if (cfg.run_dir / "seconds.json").exists() else {}
         runs.append(
@@ -273,6 +280,7 @@ def collect(study: Study, why: Mapping[str, str] | None = None) -> dict[str, Any
                 "seconds": seconds,
                 **{k: about.get(k) for k in ("time", "commit", "changed_files", "machine", "python", "versions")},
                 "sandbox": sandbox,
+                "heldout": next(iter(steplog.read_log(cfg.run_dir, "evals.jsonl")[-1:]), None),
                 "verdicts": verdicts,
             }
         )
@@ -294,7 +302,14 @@ def _key(name: str) -> tuple[str, int]:
 
 
 def _verdicts(cfg: Config, name: str, ledger: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What all runs' ledgers of this name have in common, and this run's verdicts by part (see `_written`)."""
+    """What all runs' ledgers of this name have in common, and this run's verdicts by part (see `_written`).
+
+    A ledger whose items are parts of programs says of each in which `program` and of which `tier` it is.
+    """
+    if name == NODES:
+        of = {what: [t[one] for t in ledger["tasks"].values()] for what, one in _OF_NODES.items()}
+        head = {"items": list(ledger["tasks"]), "samples": 1, "parts": {"pass": "AST nodes restored whole"}}
+        return head | of, {"pass": _written([int(t["pass"]) for t in ledger["tasks"].values()], 1)}
     titles = dict(zip(("base", "plus"), HALVES[_key(name)[0]], strict=True))
     counted = {part: stats.counts(ledger, part) for part in titles}
     samples = sorted({n for _, n in counted["base"].values()})
@@ -302,6 +317,9 @@ def _verdicts(cfg: Config, name: str, ledger: Mapping[str, Any]) -> tuple[dict[s
     head = {"items": list(ledger["tasks"]), "samples": samples[0]}
     head["parts"] = {part: f"{title} at T = {_key(name)[1]}" for part, title in titles.items()}
     return head, {part: _written([c for c, _ in by.values()], samples[0]) for part, by in counted.items()}
+
+
+_OF_NODES = {"programs": "program", "tiers": "tier", "tokens": "tokens"}
 
 
 def _written(passes: Sequence[int], samples: int) -> str:
