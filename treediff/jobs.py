@@ -193,7 +193,8 @@ def _expected(runs: dict[str, Config], done: set[str], where: Room) -> tuple[dic
             planned.add("backbone" if kind else "fine-tuning")
     said = "measured on finished runs of this study"
     if planned:
-        said = f"{' and '.join(sorted(planned))} by the plan, which is the most: rows of max_length, {speed / 1e9:,.0f} GFLOP/s"
+        kinds = " and ".join(sorted(planned))
+        said = f"{kinds} by the plan, which is the most: rows of max_length, {speed / 1e9:,.0f} GFLOP/s"
     return out, said
 
 
