@@ -229,7 +229,8 @@ def _planned(cfg: Config, speed: float) -> float:
             sampled += problems * cfg.samples_per_task * steps * window * 2.0 * p["parameters"]
     if results.NODES in results.ledgers(cfg):  # some three forward passes a node
         sampled += 4 * restore.PER_TIER * 3 * cfg.max_length * 2.0 * p["parameters"]
-    return 60 + (p["flops"] + p["recomputation"] + sampled) / speed
+    trained = 0.0 if cfg.masking == "none" and cfg.backbone != "pretrain" else p["flops"] + p["recomputation"]
+    return 60 + (trained + sampled) / speed
 
 
 def _seconds(cfg: Config) -> dict[str, float]:

@@ -227,15 +227,19 @@ def refuse_others(study: Study) -> None:
                         )
 
 
+def own_switches(cfg: Config) -> dict[str, Any]:
+    """The switches of a run's training that are not as its preset has them."""
+    usual = resolve(cfg.preset, masking=cfg.masking, seed=cfg.seed)
+    found = {k: v for k, v in cfg.as_dict("data", "train").items() if v != getattr(usual, k)}
+    return {k: v for k, v in found.items() if not (cfg.masking == "none" and k == "pretrain")}
+
+
 def command(cfg: Config) -> str:
     """The one command that trains this run again."""
-    own = {"masking": cfg.masking, "seed": cfg.seed, "variant": cfg.variant}
-    usual = resolve(cfg.preset, **own)
     words = ["treediff", "train", "--preset", cfg.preset, "--masking", cfg.masking, "--seed", str(cfg.seed)]
     words += ["--variant", cfg.variant] if cfg.variant else []
-    for name, value in cfg.as_dict("data", "train").items():
-        if value != getattr(usual, name) and not (cfg.masking == "none" and name == "pretrain"):
-            words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    for name, value in own_switches(cfg).items():
+        words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     return shlex.join(words)
 
 
@@ -268,6 +272,7 @@ def collect(study: Study, why: Mapping[str, str] | None = None) -> dict[str, Any
                         "one study; make one of them again."
                     )
             verdicts[key], sandbox = mine, ledger.get("sandbox", sandbox)
+        made_with = _as_made(cfg)
         about = read_json(cfg.run_dir / "provenance.json") if (cfg.run_dir / "provenance.json").exists() else {}
         seconds = read_json(cfg.run_dir / "seconds.json") if (cfg.run_dir / "seconds.json").exists() else {}
         runs.append(
@@ -276,7 +281,8 @@ def collect(study: Study, why: Mapping[str, str] | None = None) -> dict[str, Any
                 "arm": "none" if cfg.masking == "none" else name.rpartition("-seed")[0],
                 "seed": cfg.seed,
                 "backbone": cfg.with_masking("none").seed if cfg.backbone == "pretrain" else cfg.backbone,
-                "command": command(_as_made(cfg)),
+                "switches": own_switches(made_with),
+                "command": command(made_with),
                 "seconds": seconds,
                 **{k: about.get(k) for k in ("time", "commit", "changed_files", "machine", "python", "versions")},
                 "sandbox": sandbox,
