@@ -298,6 +298,7 @@ def nodes_results(rng, effect, programs=40, each=50, runs=5, between=0.0):
             whole = rng.random(programs) < share + rng.normal(0, between)
             text = "".join(str(int(w)) for w in np.repeat(whole, each))
             about = {"commit": "c", "machine": {}, "versions": {}, "seconds": {"train": 1.0}, "command": "x", "seed": k}
+            about["timeouts"] = 0
             made.append(
                 {"run": f"{arm}-seed{k}", "arm": arm, "backbone": 0, "verdicts": {"nodes": {"pass": text}}} | about
             )

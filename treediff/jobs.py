@@ -297,6 +297,7 @@ def _all(
     if not todo:
         return
     places = list(where.places)
+    workers = max(1, len(os.sched_getaffinity(0)) // len(places))
     running: dict[str, tuple[subprocess.Popen, str, Config, Path]] = {}
     try:
         sets = {json.dumps([c.as_dict("data"), c.masking == "none"]): c for c in study.runs().values()}
@@ -330,7 +331,8 @@ def _all(
                 if places:
                     place = places.pop(0)
                     path = folder / "jobs" / f"{name}.log"
-                    running[name] = (_start([{"run": cfg.as_dict()}], path, place), place, cfg, path)
+                    switches = cfg.as_dict() | {"workers": cfg.workers or workers}
+                    running[name] = (_start([{"run": switches}], path, place), place, cfg, path)
                     del todo[name]
             progress([name for name in running if name != "prepare"])
             time.sleep(0.5)

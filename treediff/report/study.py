@@ -254,7 +254,7 @@ def collect(study: Study, why: Mapping[str, str] | None = None) -> dict[str, Any
         if not finished(cfg):
             missing.append({"run": name, "why": (why or {}).get(name, "not finished"), "command": command(cfg)})
             continue
-        verdicts, sandbox = {}, None
+        verdicts, sandbox, timeouts = {}, None, 0
         for key, path in ledgers(cfg).items():
             ledger = read_json(path)
             head, mine = _verdicts(cfg, key, ledger)
@@ -271,6 +271,7 @@ def collect(study: Study, why: Mapping[str, str] | None = None) -> dict[str, Any
                         f"{key}: {who} and {name} differ in {what} ({theirs!r} and {value!r}), so they cannot stand in "
                         "one study; make one of them again."
                     )
+            timeouts += sum("timeout" in v.values() for t in ledger["tasks"].values() for v in stats.samples(t))
             verdicts[key], sandbox = mine, ledger.get("sandbox", sandbox)
         made_with = _as_made(cfg)
         about = read_json(cfg.run_dir / "provenance.json") if (cfg.run_dir / "provenance.json").exists() else {}
@@ -286,6 +287,7 @@ def collect(study: Study, why: Mapping[str, str] | None = None) -> dict[str, Any
                 "seconds": seconds,
                 **{k: about.get(k) for k in ("time", "commit", "changed_files", "machine", "python", "versions")},
                 "sandbox": sandbox,
+                "timeouts": timeouts,
                 "heldout": next(iter(steplog.read_log(cfg.run_dir, "evals.jsonl")[-1:]), None),
                 "verdicts": verdicts,
             }
@@ -612,6 +614,7 @@ def markdown(results: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         "machine " + "; ".join(facts["machines"]),
         "versions " + "; ".join(facts["versions"]),
         f"seeds {study['first_seed']} to {study['first_seed'] + study['seeds'] - 1}, backbones: {study['backbones']}",
+        f"{sum(run['timeouts'] for run in results['runs'])} programs ran into their time limit",
         f"results.json SHA-256 {results['sha256']}",
     ]
     lines += ["", *(f"- {x}" for x in where)]
