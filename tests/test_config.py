@@ -203,3 +203,26 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_backbone_is_shared_by_its_seed(runs):
+    cfg = resolve("tiny", masking="ast", seed=4, backbone_seed=1, variant="upside_down")
+    assert cfg.run_dir.name == "ast-upside_down-seed4"
+    backbone = cfg.with_masking("none")
+    assert backbone == resolve("tiny", masking="none", seed=1)  # the very run that anybody makes by hand
+    assert resolve("tiny", seed=4).with_masking("none").seed == 4
+    open_run(cfg, "data", "train")
+    with pytest.raises(UserError, match="made with backbone_seed = 1, not -1"):
+        open_run(cfg.but(backbone_seed=-1), "data", "train")
+
+
+def test_a_trained_run_may_have_shared_its_rows_out_otherwise(runs):
+    cfg = resolve("tiny", processes=2, accumulation=1)
+    one = cfg.but(processes=1, accumulation=2)
+    open_run(cfg, "data", "train")
+    with pytest.raises(UserError, match="accumulation"):  # it may have checkpoints of two processes
+        open_run(one, "data", "train")
+    (cfg.run_dir / "adapter").mkdir()
+    open_run(one, "data", "train")
+    with pytest.raises(UserError, match="processes"):  # half the rows
+        open_run(cfg.but(processes=1), "data", "train")

@@ -1,4 +1,4 @@
-"""The stages as commands: treediff annotate | prepare | train | export | sample | score | report | reproduce.
+"""The stages as commands: treediff annotate | prepare | train | export | sample | score | study | report ...
 
 Every command takes `--preset`, `--masking`, `--seed` and any switch by name (`treediff COMMAND --help` lists those that
 matter to it, `treediff switches` all); the entries of a mapping are set as `--pretrain.max_steps 500`. Exit codes:
@@ -62,6 +62,19 @@ def parser(chosen: str | None = None, preset: str | None = None) -> Parser:
     sub.add_argument("--problems", type=Path, help="its problems, as EvalPlus packs them (without: downloaded)")
     sub.add_argument("--samples", type=Path, help="JSONL of task_id and completion or solution")
     sub.add_argument("--out", type=Path, help="the ledger to write")
+    sub = command("study", "train, sample and score many runs of each strategy, and say what they show together")
+    sub.add_argument("--seeds", type=int, default=2, metavar="N", help="runs of each strategy; by default 2")
+    sub.add_argument("--backbones", type=int, default=1, metavar="N", help="backbones that they share; by default 1")
+    sub.add_argument("--strategies", help="maskings to compare; by default random,ast_span,ast")
+    sub.add_argument("--arm", action="append", default=[], help="one more: 'MASKING/NAME: switch=value; switch=value'")
+    sub.add_argument("--cross", action="append", default=[], help="'switch=value,value': each strategy with each value")
+    sub.add_argument(
+        "--at_once", type=int, default=0, metavar="N", help="runs at a time; 0: as many as there is room for"
+    )
+    sub.add_argument("--plan", action="store_true", help="only say what it would take, and what it could resolve")
+    sub.add_argument("--deviation", type=float, default=0.0, help="for the plan: a pilot's between runs [points]")
+    sub.add_argument("--collect", action="store_true", help="run nothing: write the results of the runs that are there")
+    sub.add_argument("--publish", type=Path, metavar="DIR", help="write the finished study's results to this folder")
     command("report", "tables and figures of all runs of a preset")
     command("reproduce", "execute the notebooks 01 to 06 and name the report")
     command("switches", "list every switch with its meaning, what it takes and its value in the preset")
@@ -165,10 +178,13 @@ def prepare(args: argparse.Namespace, cfg: Config) -> None:
 
 def train(args: argparse.Namespace, cfg: Config) -> None:
     from treediff import pipeline
+    from treediff.data import reach
     from treediff.training import plan
 
     if args.plan:
-        print(plan.text(plan.plan(cfg)))
+        found = pipeline.reach_of(cfg)
+        print(plan.text(plan.plan(cfg)), "", sep="\n")
+        print(reach.text(found) if found else "reach of the rules: known once the data is prepared (treediff prepare)")
         plan.require_room(cfg)
     else:
         print(pipeline.trained(cfg))
@@ -206,6 +222,8 @@ def sample(args: argparse.Namespace, cfg: Config) -> None:
 
 def score(args: argparse.Namespace, cfg: Config) -> None:
     from treediff import pipeline
+    from treediff.files import read_json
+    from treediff.scoring import restore
     from treediff.scoring import score as scoring
 
     if args.benchmark or args.problems or args.samples or args.out:
@@ -221,6 +239,33 @@ def score(args: argparse.Namespace, cfg: Config) -> None:
     for benchmark in cfg.benchmarks:
         for length in cfg.lengths:
             print(pipeline.scored(cfg, benchmark, length))
+    if cfg.data == "stdlib":
+        path = pipeline.restored(cfg)
+        for tier, found in restore.shares(read_json(path)).items():
+            print(f"{tier}: {100 * found['share']:.1f} % of {found['nodes']} nodes of {found['programs']} functions")
+        print(path)
+
+
+def study(args: argparse.Namespace, cfg: Config) -> None:
+    from treediff import jobs
+    from treediff.report import study as results
+    from treediff.strategies import MASKINGS
+
+    if args.publish:
+        print(results.publish(cfg, args.publish))
+        return
+    strategies = args.strategies.split(",") if args.strategies else MASKINGS
+    chosen = results.Study(cfg, results.arms(cfg, strategies, args.arm, args.cross), args.seeds, args.backbones)
+    if args.plan:
+        print(jobs.text(jobs.plan(chosen, args.at_once, args.deviation)))
+        return
+    facts = jobs.collect(chosen) if args.collect else jobs.run(chosen, args.at_once)
+    print(facts["answer"])
+    print(cfg.preset_dir / "study" / "study.md", file=sys.stderr)
+    for missing in facts["missing"]:
+        logging.warning("missing: %s: %s", missing["run"], missing["why"])
+    if facts["missing"] and not args.collect:
+        sys.exit(1)
 
 
 def report(args: argparse.Namespace, cfg: Config) -> None:
@@ -295,6 +340,7 @@ COMMANDS = {
     "export": export,
     "sample": sample,
     "score": score,
+    "study": study,
     "report": report,
     "reproduce": reproduce,
     "switches": list_switches,

@@ -66,10 +66,16 @@ class Config(BaseModel):
         "3.4, C",
     )
     seed: int = switch(0, "run", "seed of data order, noise, masks, initialisation and sampling", ge=0)
+    variant: str = switch(
+        "",
+        "run",
+        "a name for runs of other switches: their directory is <masking>-<variant>-seed<k>",
+        pattern="^[a-z0-9_]*$",
+    )
 
     # --- data ------------------------------------------------------------------------------------------------
     data: str = switch(
-        "nvidia/OpenCodeReasoning", "data", "`tinycode`, a JSONL or Parquet file, or a hub data set", "4.1"
+        "nvidia/OpenCodeReasoning", "data", "`tinycode`, `stdlib`, a JSONL or Parquet file, or a hub data set", "4.1"
     )
     data_split: str = switch("split_0", "data", "configuration and split of a hub data set", "4.1")
     rows: int = switch(150_000, "data", "training rows to keep, by a seeded choice; 0 keeps all", "4.1", ge=0)
@@ -83,6 +89,9 @@ class Config(BaseModel):
     max_length: int = switch(4096, "data", "longest prompt + answer [tokens]", "4.1", ge=1)
     overlong: Literal["drop", "trim_reasoning"] = switch(
         "drop", "data", "rows over max_length: drop, or cut the reasoning (the code always stays whole)"
+    )
+    empty_reasoning: Literal["drop", "keep"] = switch(
+        "drop", "data", "rows whose <think> block is empty: drop, or keep (the answer begins with an empty block)"
     )
     language: str = switch(
         "python", "data", "language of the code region: python, javascript, typescript, java, c, cpp, go, rust"
@@ -162,6 +171,12 @@ class Config(BaseModel):
     # --- backbone and adapter --------------------------------------------------------------------------------
     backbone: str = switch(
         "GSAI-ML/LLaDA-8B-Instruct", "train", "`pretrain` (made on the spot), a LLaDA folder or a hub id", "A"
+    )
+    backbone_seed: int = switch(
+        -1,
+        "train",
+        "a backbone made on the spot is that of the run none-seed<k> of this seed k; -1: of the same",
+        ge=-1,
     )
     revision: str = switch("main", "train", "hub revision of backbone and tokenizer; pin a commit for a record")
     d_model: int = switch(4096, "train", "width of a backbone made on the spot", ge=1)
@@ -336,10 +351,11 @@ class Config(BaseModel):
 
     @property
     def run_dir(self) -> Path:
-        """runs/<preset>/<masking>-seed<k>: one run, the contract between the stages."""
+        """runs/<preset>/<masking>[-<variant>]-seed<k>: one run, the contract between the stages."""
         if self.model:
             return self.preset_dir / f"model-{re.sub('[^A-Za-z0-9._-]+', '-', self.model).strip('-.')}-seed{self.seed}"
-        return self.preset_dir / f"{self.masking}-seed{self.seed}"
+        variant = f"-{self.variant}" if self.variant else ""
+        return self.preset_dir / f"{self.masking}{variant}-seed{self.seed}"
 
     @property
     def rows_per_step(self) -> int:
@@ -351,8 +367,12 @@ class Config(BaseModel):
         return Config(**{**self.as_dict(), **changes})
 
     def with_masking(self, masking: str) -> Config:
-        """The run beside this one with another masking; `none` takes the switches in `pretrain` as well."""
-        return self.but(masking=masking, **(self.pretrain if masking == "none" else {}))
+        """The run beside this one with another masking. `none` is the backbone that this run is fine-tuned from: of
+        `backbone_seed`, with the switches in `pretrain` as well."""
+        if masking != "none":
+            return self.but(masking=masking)
+        seed = self.seed if self.backbone_seed < 0 else self.backbone_seed
+        return self.but(masking=masking, seed=seed, backbone_seed=-1, variant="", **self.pretrain)
 
     def weights(self) -> list[float]:
         """Weight by label (tokens.LABELS): prompt, reasoning, default, skeleton, data, condition, control."""
@@ -454,6 +474,51 @@ PRESETS: dict[str, dict[str, Any]] = {
         "prompt_style": "bare",
         "extract": "first_fence",
         "sample_batch": 40,
+    },
+    # Two cores, real code: functions of Python's own standard library (see docs/stdlib.md).
+    "stdlib": {
+        "data": "stdlib",
+        "rows": 0,
+        "empty_reasoning": "keep",
+        "tokenizer": "train",
+        "vocab_size": 2048,
+        "max_length": 192,
+        "eos_padding": "one",
+        "backbone": "pretrain",
+        "d_model": 160,
+        "n_layers": 4,
+        "n_heads": 4,
+        "mlp_hidden": 448,
+        "pretrain": {  # with LLaDA's own loss
+            "eps_min": 0.05,
+            "loss_weight": "inverse_p",
+            "normaliser": "answer",
+            "lr": 3e-3,
+            "muon_lr": 0.02,
+            "warmup": 0.05,
+            "lr_floor": 0.05,
+            "max_steps": 3000,
+            "micro_batch": 4,
+            "accumulation": 2,
+            "processes": 2,
+            "checkpoint_every": 250,
+            "eval_every": 1000,
+        },
+        "lora_rank": 0,
+        "optimiser": "muon",
+        "lr": 1e-3,
+        "muon_lr": 0.005,
+        "weight_decay": 0.05,
+        "max_steps": 200,
+        "micro_batch": 4,
+        "accumulation": 4,
+        "processes": 1,
+        "precision": "fp32",
+        "zero_stage": 0,
+        "gradient_checkpointing": False,
+        "eval_every": 1000,
+        "eval_rows": 256,
+        "benchmarks": [],
     },
 }
 

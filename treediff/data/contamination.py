@@ -53,7 +53,7 @@ FEW = 8
 """A problem with fewer n-grams than this counts by them only where a row holds them all; one with none, never."""
 
 NEAREST = 20
-_PERMUTATIONS = 128
+PERMUTATIONS = 128
 
 
 # --- a program and a text, normalised --------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def _sketch(grams: np.ndarray) -> MinHash:
     from datasketch import MinHash
 
     empty = _empty_sketch()
-    out = MinHash(_PERMUTATIONS, hashfunc=int, permutations=empty.permutations, scheme=empty.scheme)
+    out = MinHash(PERMUTATIONS, hashfunc=int, permutations=empty.permutations, scheme=empty.scheme)
     out.update_batch((grams & np.uint64(0xFFFFFFFF)).tolist())
     return out
 
@@ -173,7 +173,7 @@ def _sketch(grams: np.ndarray) -> MinHash:
 def _empty_sketch() -> MinHash:
     from datasketch import MinHash
 
-    return MinHash(_PERMUTATIONS)
+    return MinHash(PERMUTATIONS)
 
 
 # --- the benchmarks --------------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ class Index:
         self.grams = {"code": _invert([f.code for f in found]), "text": _invert([f.text for f in found])}
         self.sketches = [f.sketches for f in found]
         # Two empty or tiny sets are alike by chance.
-        self.tables = [MinHashLSH(threshold=0.5, num_perm=_PERMUTATIONS) for _ in ("code", "text")]
+        self.tables = [MinHashLSH(threshold=0.5, num_perm=PERMUTATIONS) for _ in ("code", "text")]
         for number, f in enumerate(found):
             for table, sketch, size in zip(self.tables, f.sketches, (len(f.code), len(f.text)), strict=True):
                 if size >= FEW:

@@ -218,7 +218,7 @@ def encode_part(cfg: Config, path: Path, rows: list[tuple[int, Any]]) -> int:
     for number, raw in rows:
         row = read_row(cfg.data, number, raw)
         try:
-            ex = examples.example({"id": str(number), **row}, cfg.language)
+            ex = examples.example({"id": str(number), **row}, cfg.language, cfg.empty_reasoning)
             records.append({"row": number, **examples.encode(cfg, tok, ex)})
         except Dropped as reason:
             dropped[str(reason)] += 1
@@ -275,7 +275,8 @@ def _publish(cfg: Config, files: list[Path], temporary: Path, mark: str) -> None
     checked = _check(cfg, sorted(temporary.glob("*.arrow")))
     rows = {"read": read, "dropped": dict(dropped.most_common()), "usable": len(fit)}
     rows |= {"not_chosen": len(fit) - len(chosen), "kept": len(chosen)}
-    known = {"fingerprint": mark, "data": cfg.data, "tokenizer": cfg.tokenizer, "rows": rows}
+    known = {"fingerprint": mark, "data": cfg.data, "source": sources.data_stamp(cfg)}
+    known |= {"tokenizer": cfg.tokenizer, "rows": rows}
     write_json(
         temporary / "stats.json", known | tally.as_dict() | {"contamination": checked, "switches": cfg.as_dict("data")}
     )

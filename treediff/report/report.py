@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treediff.config import SWITCHES, Config, resolve
-from treediff.data import benchmarks, sources
+from treediff.data import benchmarks, reach, sources
 from treediff.errors import UserError
 from treediff.figures import plots, views
 from treediff.files import read_json, read_jsonl, whole, write_json
@@ -298,6 +298,8 @@ def _made(run: Config) -> dict[str, Any]:
 
 def data_sets(cfg: Config) -> dict[str, Any]:
     """Statistics of the data sets that the runs of this seed were trained on, by the runs' names."""
+    import datasets
+
     of: dict[str, list[str]] = {}
     for strategy in ROWS:
         path = cfg.with_masking(strategy).run_dir / "provenance.json"
@@ -305,7 +307,13 @@ def data_sets(cfg: Config) -> dict[str, Any]:
             of.setdefault(read_json(path)["data"], []).append(STRATEGIES[strategy].title)
     files = {", ".join(names): cfg.preset_dir / "data" / mark / "stats.json" for mark, names in of.items()}
     found = {names: read_json(path) for names, path in files.items() if path.exists()}
-    return {names: facts for names, facts in found.items() if "contamination" in facts}  # older ones have less to show
+    found = {names: facts for names, facts in found.items() if "contamination" in facts}  # older ones have less to show
+    for names, facts in found.items():
+        run = next(cfg.with_masking(s) for s in ROWS if STRATEGIES[s].title in names.split(", "))
+        if (files[names].parent / "state.json").exists():  # else the rows themselves are gone
+            data = datasets.load_from_disk(str(files[names].parent)).with_format("numpy")
+            facts["reach"] = reach.reach(run, data)
+    return found
 
 
 def provenances(cfg: Config) -> dict[str, Any]:
