@@ -21,7 +21,7 @@ from treediff.errors import UserError
 from treediff.files import read_json, read_jsonl
 from treediff.report.paper import HALVES, PAIRS
 from treediff.report.tables import Cell, Table, estimate, rate
-from treediff.runs import of_stages
+from treediff.runs import SHARED_OUT, of_stages, rows_per_step
 from treediff.sampling.run import samples_path
 from treediff.scoring import stats
 from treediff.scoring.run import ledger_path
@@ -112,19 +112,28 @@ def _sha256(path: Path, changed_ns: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def ledger_settings(key: Key, run: Config, ledger: Ledger) -> dict[str, Any]:
+    """How the ledger's samples were made and scored."""
+    own = {k: v for k, v in ledger["settings"].items() if "samples" not in k}
+    lines = read_jsonl(samples_path(run, *key))
+    return own | {f"sampling {k}": v for k, v in next(iter(lines))["settings"].items()}
+
+
 def _same_settings(key: Key, runs: Runs) -> None:
     """Refuse runs whose ledgers of `key` cannot be compared."""
     known: dict[str, tuple[str, Any]] = {}
     for who, (run, ledger) in runs.items():
-        own = {k: v for k, v in ledger["settings"].items() if "samples" not in k}
-        lines = read_jsonl(samples_path(run, *key))
-        own |= {f"sampling {k}": v for k, v in next(iter(lines))["settings"].items()}
+        own = ledger_settings(key, run, ledger)
         own["tasks"] = sorted(ledger["tasks"])
         own["samples per task"] = sorted({n for _, n in stats.counts(ledger, "base").values()})
         if len({r.seed for r, _ in runs.values()}) > 1:
             own.pop("sampling seed", None)
         if (run.run_dir / "config.json").exists():
-            trained = of_stages(read_json(run.run_dir / "config.json"), "data", "train")
+            made = read_json(run.run_dir / "config.json")
+            trained = {k: v for k, v in of_stages(made, "data", "train").items() if k not in SHARED_OUT}
+            trained["rows_per_step"] = rows_per_step(made)
+            # Runs of several seeds may have several backbones: those of one seed have the same.
+            trained[f"backbone_seed (of seed {run.seed})"] = trained.pop("backbone_seed", -1)
             names = BACKBONE if run.masking == "none" else trained
             own |= {f"training switch {n}": trained[n] for n in names if n in trained}
         for name, value in own.items():
@@ -194,7 +203,9 @@ def pooled(cfg: Config) -> list[dict[str, Any]]:
     for key, runs in all_seeds(cfg).items():
         for one, two in COMPARED:
             sides = [{r.seed: stats.passed(v, "plus") for r, v in runs.values() if r.masking == s} for s in (one, two)]
-            record = pooled_record(one, two, key, *sides, own_backbones=cfg.backbone == "pretrain")
+            starts = {_backbone_seed(r) for r, _ in runs.values() if r.masking == two}
+            own = cfg.backbone == "pretrain" and len(starts) == len(sides[1])
+            record = pooled_record(one, two, key, *sides, own_backbones=own)
             if record:
                 means = [
                     {t: Fraction(sum(run[t] for run in of.values()), len(of)) for t in of[min(of)]} for of in sides
@@ -202,6 +213,13 @@ def pooled(cfg: Config) -> list[dict[str, Any]]:
                 record |= {"p_tasks": stats.sign_flip(stats.paired(*means))}
                 out.append(record | {"runs": [name for name, (r, _) in runs.items() if r.masking in (one, two)]})
     return _with_holm(out)
+
+
+def _backbone_seed(run: Config) -> int:
+    """The seed of the backbone that a run started from: its own, or one that several runs share."""
+    path = run.run_dir / "config.json"
+    seed = read_json(path).get("backbone_seed", -1) if path.exists() else -1
+    return run.seed if seed < 0 else seed
 
 
 def pooled_record(

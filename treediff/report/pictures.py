@@ -1,6 +1,6 @@
 """The report's pictures, each with its caption, what it shows in words, and its data as a table.
 
-for name, picture in pictures(cfg, ledgers(cfg), findings(cfg), tok).items(): picture.figure, picture.data.csv()
+for name, picture in pictures(cfg, ledgers(cfg), findings(cfg), None, tok).items(): picture.figure, picture.data.csv()
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from treediff.config import Config
 from treediff.errors import UserError
 from treediff.figures import plots, views
 from treediff.masking import tokens
-from treediff.report import page, trajectory
+from treediff.report import page, study, trajectory
 from treediff.report.comparisons import ledgers
 from treediff.report.tables import Table, estimate
 from treediff.sampling.run import read_samples, samples_path
@@ -158,6 +158,19 @@ def differences_picture(records: list[dict[str, Any]]) -> Picture:
     return Picture(figure, caption, alt, data)
 
 
+def study_picture(facts: dict[str, Any]) -> Picture:
+    """The study's forest plot (study.summary): each run a point, and the pooled differences."""
+    _, compared = study.tables(facts)
+    caption = (
+        f"The study: {facts['runs']} training runs, each a point with its strategy’s mean and 95 % interval; and the "
+        "differences over runs and tasks with theirs, beside zero and the effects that the paper claims."
+    )
+    alt = "; ".join(f"{name}, {outcome}: {change} points ({ends})" for name, outcome, change, ends, *_ in compared.rows)
+    runs = [[facts["arms"][r["arm"]], r["outcome"], _round(v)] for r in facts["rates"] for v in r["runs"]]
+    rows = [["run", *run, None] for run in runs] + [["difference", *row[:4]] for row in compared.rows]
+    return Picture(study.figure(facts), caption, f"{alt}.", Table(["kind", "of", "outcome", "value", "interval"], rows))
+
+
 def _round(value: float) -> float:
     return round(value, 4)
 
@@ -176,10 +189,19 @@ EXAMPLE = '''def depth(text):
 
 
 def pictures(
-    cfg: Config, found: dict[str, Any], records: list[dict[str, Any]], tok: PreTrainedTokenizerFast | None
+    cfg: Config,
+    found: dict[str, Any],
+    records: list[dict[str, Any]],
+    facts: dict[str, Any] | None,
+    tok: PreTrainedTokenizerFast | None,
 ) -> dict[str, Picture]:
-    """The report's pictures by name, as far as there are runs: the differences, and the paper's four in our data."""
+    """The report's pictures by name, as far as there are runs: study, differences, and the paper's four in our data.
+
+    `facts`: study.summary, if there was a study.
+    """
     out, key = {}, (cfg.benchmarks[0], cfg.lengths[-1])
+    if facts:
+        out["study"] = study_picture(facts)
     if records:
         out["differences"] = differences_picture(records)
     if found:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treediff.config import SWITCHES, Config, resolve
-from treediff.data import benchmarks, sources
+from treediff.data import benchmarks, reach, sources
 from treediff.errors import UserError
 from treediff.figures import plots
 from treediff.files import read_json, read_jsonl, whole, write_json
 from treediff.masking import tiers, tokens
-from treediff.report import comparisons, page, paper, pictures
+from treediff.report import comparisons, page, paper, pictures, study
 from treediff.report.comparisons import ROWS, ledger_name, ledgers, seeds, shown, shown_by
 from treediff.report.paper import HALVES, IN_TABLE, PAPER
 from treediff.report.tables import Cell, Table, estimate, rate
@@ -167,7 +167,7 @@ def write(cfg: Config) -> Path:
     folder, found = cfg.preset_dir / "report", ledgers(cfg)
     rates = {"table1": pass_rates(cfg, IN_TABLE[1]), "table2": pass_rates(cfg, shown(cfg, MASKINGS))}
     models = comparisons.autoregressive_table(cfg)
-    records = comparisons.findings(cfg)
+    records, many = comparisons.findings(cfg), study.summary(cfg)
     facts = {
         "comparisons": comparisons.comparisons(cfg),
         "pooled": comparisons.pooled(cfg),
@@ -181,7 +181,7 @@ def write(cfg: Config) -> Path:
     }
     tok, left_out = _tokenizer(cfg, found)
     tasks = page.explorer(cfg, found, tok)
-    drawn = pictures.pictures(cfg, found, records, tok)
+    drawn = pictures.pictures(cfg, found, records, many, tok)
     # Everything that may be refused has been counted; only now is anything written.
     for number, (name, of) in enumerate(rates.items(), start=1):
         printed = paper.paper_table(IN_TABLE[number], number == 1).markdown()
@@ -202,7 +202,8 @@ def write(cfg: Config) -> Path:
     _write_text(folder / "pairs.md", page.pairs_markdown(pairs))
     summary = {
         "title": f"preset {cfg.preset}, seed {cfg.seed}",
-        "answer": comparisons.answer(records),
+        "answer": many["answer"] if many else comparisons.answer(records),
+        "study": study.tables(many) if many else [],
         "lead": [*lead(cfg, records), paper.claims_summary(facts["paper"]["comparisons"]).rpartition(". ")[2]],
         "sentences": comparisons.sentences(records),
         "tables": [
@@ -220,7 +221,10 @@ def write(cfg: Config) -> Path:
         "checked": paper.checked_table(facts["paper"]["printed"]),
         "misprints": facts["paper"]["misprints"],
         "power": paper.power_table(facts["power"]),
-        "data": [(name, of, training_tables(of)) for name, of in facts["data"].items()],
+        "data": [
+            (name, of, training_tables(of), reach.text(of["reach"]) if "reach" in of else "")
+            for name, of in facts["data"].items()
+        ],
         "deviations": deviations_table(facts["deviations"]),
         "seeds": "; ".join(f"{STRATEGIES[s].title}: {', '.join(map(str, k))}" for s, k in seeds(cfg).items()),
         "sandbox": ", ".join(f"{name} ({how})" for name, how in comparisons.sandbox_layers(cfg).items()),
@@ -257,7 +261,7 @@ def deviations(cfg: Config) -> list[dict[str, Any]]:
     """The switches in which our runs differ from the paper's: ours, the paper's, and what it is.
 
     Ours are those that the runs of this seed were made with, as their directories record them, by run where these
-    differ; the report's own where there is no run. What a backbone made on the temporary changes stands in `pretrain`.
+    differ; the report's own where there is no run. What a backbone made on the spot changes stands in `pretrain`.
     """
     printed = resolve("paper").as_dict()
     runs = [s for s in MASKINGS if (cfg.with_masking(s).run_dir / "config.json").exists()]
@@ -268,7 +272,7 @@ def deviations(cfg: Config) -> list[dict[str, Any]]:
         distinct = list({json.dumps(v): v for v in values.values()}.values())
         if distinct and distinct != [printed[name]]:
             ours = distinct[0] if len(distinct) == 1 else values
-            meaning = SWITCHES[name].metadata["help"]
+            meaning = SWITCHES[name].help
             out.append({"switch": name, "ours": ours, "paper": printed[name], "meaning": meaning})
     return out
 
@@ -292,6 +296,8 @@ def deviations_table(records: list[dict[str, Any]]) -> Table:
 
 def data_sets(cfg: Config) -> dict[str, Any]:
     """Statistics of the data sets that the runs of this seed were trained on, by the runs' names."""
+    import datasets
+
     of: dict[str, list[str]] = {}
     for strategy in ROWS:
         path = cfg.with_masking(strategy).run_dir / "provenance.json"
@@ -299,7 +305,13 @@ def data_sets(cfg: Config) -> dict[str, Any]:
             of.setdefault(read_json(path)["data"], []).append(STRATEGIES[strategy].title)
     files = {", ".join(names): cfg.preset_dir / "data" / mark / "stats.json" for mark, names in of.items()}
     found = {names: read_json(path) for names, path in files.items() if path.exists()}
-    return {names: facts for names, facts in found.items() if "contamination" in facts}  # older ones have less to show
+    found = {names: facts for names, facts in found.items() if "contamination" in facts}  # older ones have less to show
+    for names, facts in found.items():
+        run = next(cfg.with_masking(s) for s in ROWS if STRATEGIES[s].title in names.split(", "))
+        if (files[names].parent / "state.json").exists():  # else the rows themselves are gone
+            data = datasets.load_from_disk(str(files[names].parent)).with_format("numpy")
+            facts["reach"] = reach.reach(run, data)
+    return found
 
 
 def training_tables(data: dict[str, Any]) -> list[Table]:

@@ -386,6 +386,16 @@ def seeds_needed(difference: float, run_sd: float, power: float = 0.8, alpha: fl
     raise UserError(f"difference: {difference} is too small beside run_sd {run_sd} for {most} runs.")
 
 
+def resolved(runs: int, run_sd: float, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The least difference that so many runs of each strategy find: `seeds_needed` the other way round."""
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    df, bound = 2 * runs - 2, t.ppf(1 - alpha / 2, 2 * runs - 2)
+    shift = brentq(lambda s: nct.sf(bound, df, s) - power, 0, 20)  # the other tail is below 1e-4 there
+    return float(shift * run_sd / math.sqrt(runs / 2))
+
+
 def power_table(
     points: Sequence[float] = (1, 2, 3, 4, 5),
     discordant: Sequence[float] = (0.1, 0.15, 0.2, 0.3),
