@@ -6,7 +6,7 @@
     save_backbone(model, folder)                            # the same format back, sharded where it is large
 
 No remote code: LLaDA's blocks are Llama's without the causal mask. A tensor that is missing, left over or of another
-shape is an error that names it. A backbone made on the temporary (`new_backbone`) is saved and loaded the same way.
+shape is an error that names it. A backbone made on the spot (`new_backbone`) is saved and loaded the same way.
 """
 
 from __future__ import annotations

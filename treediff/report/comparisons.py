@@ -21,7 +21,7 @@ from treediff.errors import UserError
 from treediff.files import read_json, read_jsonl
 from treediff.report.paper import HALVES, PAIRS
 from treediff.report.tables import cell
-from treediff.runs import SHARED_OUT, of_stages, rows_per_step
+from treediff.runs import comparable, of_stages, rows_per_step
 from treediff.sampling.run import samples_path
 from treediff.scoring import stats
 from treediff.scoring.run import ledger_path
@@ -132,8 +132,7 @@ def _same_settings(key: Key, runs: Runs) -> None:
             mine.pop("sampling seed", None)
         if (run.run_dir / "config.json").exists():
             made = read_json(run.run_dir / "config.json")
-            trained = {k: v for k, v in of_stages(made, "data", "train").items() if k not in SHARED_OUT}
-            trained["rows_per_step"] = rows_per_step(made)
+            trained = comparable(of_stages(made, "data", "train")) | {"rows_per_step": rows_per_step(made)}
             # Runs of several seeds may have several backbones: those of one seed have the same.
             trained[f"backbone_seed (of seed {run.seed})"] = trained.pop("backbone_seed", -1)
             names = BACKBONE if run.masking == "none" else trained

@@ -174,7 +174,7 @@ def arms(
         for name in ("preset", "masking", "seed", "variant", "backbone_seed", "pretrain", "backbone", "tokenizer"):
             _demand(name not in arm.switches, f"arm: {name} cannot differ between the arms of a study.")
         for name in arm.switches:
-            stage = SWITCHES[name].metadata["stage"]
+            stage = SWITCHES[name].stage
             _demand(
                 stage in ("data", "train"), f"arm: {name} does not change the training; a study compares trainings."
             )

@@ -98,7 +98,7 @@ def environment(cfg: Config) -> dict[str, str]:
 
 
 def is_trained(cfg: Config) -> bool:
-    """Whether the run's weights are there (a backbone that is not made on the temporary needs no training)."""
+    """Whether the run's weights are there (a backbone that is not made on the spot needs no training)."""
     if cfg.masking == "none" and cfg.backbone != "pretrain":
         return True
     return (cfg.run_dir / "adapter").is_dir() or (cfg.run_dir / "model").is_dir()
