@@ -1,16 +1,22 @@
 """A run directory: opened for one set of switches and refused for any other; where its results come from.
 
-run_dir = open_run(cfg, "data", "train")
-write_json(run_dir / "provenance.json", provenance(steps=300))
+    run_dir = open_run(cfg, "data", "train")
+    write_json(run_dir / "provenance.json", provenance(steps=300))
+
+Later calls with other switches are refused, with the switch named.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
+import subprocess
+import time
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +32,10 @@ def open_run(cfg: Config, *stages: str) -> Path:
     """
     path = cfg.run_dir / "config.json"
     if path.exists():
-        found, mine = read_json(path), json.loads(json.dumps(cfg.as_dict(*stages)))
-        for made in (found, mine):
+        found, wanted = read_json(path), json.loads(json.dumps(cfg.as_dict(*stages)))
+        for made in (found, wanted):
             made["pretrain"] = of_stages(made.get("pretrain", {}), *stages)
-        for name, value in mine.items():
+        for name, value in wanted.items():
             if found.get(name) != value and not _idle(cfg, name):
                 raise UserError(
                     f"{cfg.run_dir}: this run was made with {name} = {found.get(name)!r}, not {value!r}; "
@@ -56,10 +62,6 @@ def _idle(cfg: Config, name: str) -> bool:
 
 def provenance(**facts: Any) -> dict[str, Any]:
     """Where a result comes from: versions, commit, hardware, time, and the given facts."""
-    import platform
-    import subprocess
-    import time
-    from importlib.metadata import PackageNotFoundError, version
 
     def git(*args: str) -> str | None:
         if not shutil.which("git"):

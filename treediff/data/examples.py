@@ -103,7 +103,7 @@ def encode(cfg: Config, tok: PreTrainedTokenizerFast, ex: Example) -> dict[str, 
     (int32, flat triples), code_bytes, error_bytes (those that do not parse). It ends with the end-of-turn token, if
     there is one, without EOS.
 
-    Raises Dropped if it is longer than `max_length` (see the switch `overlong`) or speaks the mask token.
+    Raises Dropped if it is longer than `max_length` (see `overlong`) or if the mask token stands in the prompt.
     """
     prompt, _ = tokens.tokenize(tok, prompt_text(tok, ex.prompt), special=True)
     if (prompt == tok.mask_token_id).any():

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from treediff.config import Config
 from treediff.data import contamination, examples, sources
@@ -63,7 +64,7 @@ def prepare(cfg: Config, out: Path | None = None) -> datasets.Dataset:
     folder = Path(out or data_folder(cfg))
     if not (folder / "stats.json").exists():
         if folder.exists() and any(folder.iterdir()):
-            raise UserError(f"{folder}: not empty, and no data set of ours; name another folder.")
+            raise UserError(f"{folder}: not empty, and no data set of this kit; name another folder.")
         with _alone(folder):
             if not (folder / "stats.json").exists():
                 _prepare(cfg, folder, out is None)
@@ -104,7 +105,7 @@ def data_folder(cfg: Config) -> Path:
 
 def data_fingerprint(cfg: Config) -> str:
     """Changes with the data, the tokenizer, the grammar, any data switch, and what else decides about a row: the
-    weights where they choose a token's owner, the benchmarks where rows like theirs are dropped."""
+    weights where they choose a token's owner, the benchmarks where rows that hold their problems are dropped."""
     return fingerprint(_made_of(cfg), contamination.stamps(cfg) if cfg.decontaminate else [])
 
 
@@ -168,7 +169,6 @@ def _prepare(cfg: Config, folder: Path, keep: bool) -> None:
 
 def _encode(cfg: Config, parts: Path) -> list[Path]:
     """Write the part of every chunk that has none yet; all parts' files, in the order of the rows."""
-    from tqdm import tqdm
 
     complete = parts / "complete.json"
     if not complete.exists():
@@ -196,7 +196,7 @@ def _part(parts: Path, number: int) -> Path:
 
 
 def _chunks(cfg: Config) -> Iterator[list[tuple[int, Any]]]:
-    """The numbered rows, in lists of about CHUNK bytes. They depend on the data alone."""
+    """The numbered rows, in lists of about PART_BYTES. They depend on the data alone."""
     rows, size = [], 0
     for number, row in sources.raw_rows(cfg):
         rows.append((number, row))
@@ -337,6 +337,7 @@ class Tally:
         self.code_bytes = self.error_bytes = self.with_errors = 0
 
     def add(self, table: pa.Table) -> None:
+        """Count the rows of a table with the columns labels, code_bytes and error_bytes."""
         column = table["labels"].combine_chunks()
         labels, sizes = column.flatten().to_numpy(), np.diff(column.offsets.to_numpy())
         self.by_label += np.bincount(labels, minlength=len(LABELS))
@@ -404,7 +405,7 @@ def spread(cfg: Config, task: Callable[..., Any], jobs: Iterable[tuple[Any, ...]
 
 
 def _as_worker() -> None:
-    """A process of ours leaves Ctrl-C to the one that started it, and does not outlive that one."""
+    """A worker leaves Ctrl-C to the process that started it, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

@@ -143,6 +143,6 @@ def check_tokenizer(model: LlamaForCausalLM, tok: Any) -> None:
     if most >= rows:
         raise UserError(f"tokenizer: its ids go up to {most}, the backbone's embedding has {rows} rows only.")
     for key, name in (("mask_token_id", "mask"), ("eos_token_id", "end-of-text")):
-        mine, its = getattr(tok, key), config.get(key)
-        if its is not None and its != mine:
-            raise UserError(f"tokenizer: its {name} token is {mine}, the backbone's is {its}: it is another model's.")
+        found, wanted = getattr(tok, key), config.get(key)
+        if wanted is not None and wanted != found:
+            raise UserError(f"tokenizer: its {name} token is {found}, the backbone's {wanted}: it is another model's.")
