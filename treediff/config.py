@@ -472,7 +472,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_every": 50,
         "eval_rows": 64,
         "benchmarks": ["tinycode"],
-        "lengths": [96],  # the longest answer has 76 tokens
+        "lengths": [96],  # the longest answer has 75 tokens
         "cache": "dual",
         "prompt_style": "bare",
         "extract": "first_fence",
