@@ -69,6 +69,7 @@ class Arm:
 
     @property
     def name(self) -> str:
+        """What its runs' directories begin with."""
         return f"{self.masking}-{self.variant}" if self.variant else self.masking
 
 
