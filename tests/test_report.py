@@ -10,7 +10,7 @@ import pytest
 from test_page import synthetic
 
 from treediff.config import resolve
-from treediff.data import prepare, tinycode
+from treediff.data import benchmarks, prepare, tinycode
 from treediff.errors import UserError
 from treediff.files import read_json, write_json
 from treediff.report import comparisons, paper, report, tables
@@ -141,6 +141,21 @@ def test_seeds_are_pooled_in_the_report(three_seeds):
     assert list(ours["runs"].values()) == pytest.approx(each)
     assert ours["mean"] == pytest.approx(sum(each) / 3)
     assert f"ast-seed2: {each[2]:.1f}" in text
+
+
+def test_runs_are_compared_in_pairs_only_where_each_seed_has_its_own_backbone(runs):
+    cfg = resolve("tiny", lengths=[64])
+    benchmarks.write_tinycode(cfg)
+    for seed in (0, 1, 2):
+        synthetic(cfg.but(seed=seed), 40, 24)
+    assert all(r["paired"] for r in comparisons.pooled(cfg))
+    for seed in (1, 2):
+        for strategy in MASKINGS:
+            run = cfg.with_masking(strategy).but(seed=seed, backbone_seed=0)
+            write_json(run.run_dir / "config.json", run.as_dict())
+    records = [r for r in comparisons.pooled(cfg) if r["from"] != "none"]
+    assert records
+    assert not any(r["paired"] for r in records)
 
 
 def test_a_pooled_difference_is_claimed_only_where_the_interval_says_so_too():

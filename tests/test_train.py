@@ -143,6 +143,21 @@ def test_strategies_see_the_same_rows_and_noise():
         assert not torch.equal(b.mask, batches[0].mask)
 
 
+def test_without_eos_to_train_on_rows_of_like_length_go_together_and_padding_is_cut():
+    cfg = CFG.but(eos_padding="one", micro_batch=2, accumulation=2, processes=2)
+    b, plain = made(cfg), made(cfg.but(eos_padding="batch"))
+    assert sorted(b.uid.tolist()) == sorted(plain.uid.tolist())
+    lengths = b.attention_mask.sum(1)
+    shapes = [[b.micro(rank, number).noisy.shape[1] for rank in range(2)] for number in range(2)]
+    assert max(shapes[0]) <= min(shapes[1])  # ranks work on like lengths at the same time
+    for rank, number in itertools.product(range(2), range(2)):
+        part, m = b.part(rank, number), b.micro(rank, number)
+        assert m.noisy.shape == (2, int(lengths[part].max()))
+        assert torch.equal(m.targets, b.ids[part][b.mask[part]])
+        assert torch.equal(m.noisy.flatten()[m.places], torch.full_like(m.targets, 510))
+    assert sum(2 * w for pair in shapes for w in pair) < plain.ids.numel()
+
+
 def test_every_epoch_is_a_permutation():
     cfg = CFG.but(micro_batch=1, accumulation=4, processes=1)
     uids = np.arange(10) * 31

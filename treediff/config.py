@@ -52,6 +52,9 @@ Tier = Literal["skeleton", "data", "condition", "control"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+_OF_THE_RUN = {"preset", "masking", "seed", "variant", "backbone_seed", "pretrain"}
+
+
 class Config(BaseModel):
     """All switches of one run. Raises UserError that names the switch, its value and what it takes."""
 
@@ -233,7 +236,7 @@ class Config(BaseModel):
     # --- sampling --------------------------------------------------------------------------------------------
     model: str = switch("", "run", "a causal language model (folder or hub id) to sample in place of the run's own")
     benchmarks: Items[Literal["humaneval", "mbpp", "tinycode"]] = switch(
-        ["humaneval", "mbpp"], "run", "what to sample and score: humaneval, mbpp, tinycode", min_length=1
+        ["humaneval", "mbpp"], "run", "what to sample and score: humaneval, mbpp, tinycode"
     )
     benchmark_files: Entries[str, str] = switch(
         {}, "sample", "files of benchmarks by name, as EvalPlus packs them; one not named is downloaded by EvalPlus"
@@ -328,9 +331,9 @@ class Config(BaseModel):
                 "muon needs whole matrices, which ZeRO splits: set zero_stage to 0",
             ),
             (
-                not self.pretrain.keys() & {"preset", "masking", "pretrain"},
+                not self.pretrain.keys() & _OF_THE_RUN,
                 "pretrain",
-                "must not hold preset, masking or pretrain",
+                "must not hold preset, masking, seed, variant, backbone_seed or pretrain",
             ),
         ):
             if not ok:

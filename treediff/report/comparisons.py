@@ -21,7 +21,7 @@ from treediff.errors import UserError
 from treediff.files import read_json, read_jsonl
 from treediff.report.paper import HALVES, PAIRS
 from treediff.report.tables import cell
-from treediff.runs import SHARED_OUT, of_stages, rows_per_step
+from treediff.runs import comparable, of_stages, rows_per_step
 from treediff.sampling.run import samples_path
 from treediff.scoring import stats
 from treediff.scoring.run import ledger_path
@@ -132,8 +132,7 @@ def _same_settings(key: Key, runs: Runs) -> None:
             mine.pop("sampling seed", None)
         if (run.run_dir / "config.json").exists():
             made = read_json(run.run_dir / "config.json")
-            trained = {k: v for k, v in of_stages(made, "data", "train").items() if k not in SHARED_OUT}
-            trained["rows_per_step"] = rows_per_step(made)
+            trained = comparable(of_stages(made, "data", "train")) | {"rows_per_step": rows_per_step(made)}
             # Runs of several seeds may have several backbones: those of one seed have the same.
             trained[f"backbone_seed (of seed {run.seed})"] = trained.pop("backbone_seed", -1)
             names = BACKBONE if run.masking == "none" else trained
@@ -215,7 +214,7 @@ def pooled(cfg: Config) -> list[dict[str, Any]]:
             sides = [{r.seed: stats.passed(v, "plus") for r, v in runs.values() if r.masking == s} for s in (one, two)]
             if min(map(len, sides)) < 2:
                 continue
-            paired = cfg.backbone == "pretrain" and sides[0].keys() == sides[1].keys()
+            paired = own_backbones(runs) and sides[0].keys() == sides[1].keys()
             record = stats.pooled(*(list(of.values()) for of in sides), paired_runs=paired)
             if record["p"] is None:
                 continue
@@ -228,6 +227,12 @@ def pooled(cfg: Config) -> list[dict[str, Any]]:
             head |= {"p_tasks": stats.sign_flip(zip(*means, strict=True)), "seeds": record["runs"], "paired": paired}
             out.append(head | {"runs": [name for name, (r, _) in runs.items() if r.masking in (one, two)]})
     return _with_holm(out)
+
+
+def own_backbones(runs: Runs) -> bool:
+    """Whether each seed has a backbone of its own, which its runs share: those of a study share one over seeds."""
+    made = [read_json(p) for run, _ in runs.values() if (p := run.run_dir / "config.json").exists()]
+    return all(m["backbone"] == "pretrain" and m.get("backbone_seed", -1) < 0 for m in made)
 
 
 def seed_rates(cfg: Config) -> list[dict[str, Any]]:

@@ -245,7 +245,7 @@ def _figures(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str, Any]]
             masking_figure(cfg, EXAMPLE),
         )
     }
-    key = (cfg.benchmarks[0], cfg.lengths[-1])
+    key = (*cfg.benchmarks[:1], cfg.lengths[-1])  # of no run, if there is no benchmark
     if key in found.get("random", {}) and key in found.get("ast", {}):
         task = differing_task(cfg, *key)
         if task in read_samples(samples_path(cfg.with_masking("ast"), *key)):

@@ -69,6 +69,7 @@ class Arm:
 
     @property
     def name(self) -> str:
+        """What its runs' directories begin with."""
         return f"{self.masking}-{self.variant}" if self.variant else self.masking
 
 
@@ -480,10 +481,12 @@ def _by_backbone(runs: Sequence[Mapping[str, Any]], vectors: Sequence[stats.Pass
 
 
 def _decide(compared: list[dict[str, Any]], primary: list[tuple[str, str]]) -> None:
-    """Adds `claimed`: the primary comparison on the primary outcome alone, all others together by Holm's procedure."""
-    first = [r for r in compared if r["primary"] and [(r["from"], r["to"])] == primary]
-    rest = [r for r in compared if r not in first]
-    for family in (first, rest):
+    """Adds `claimed`: the primary comparison on the primary outcome alone; the others on it together by Holm's
+    procedure; and those on all other outcomes likewise."""
+    families: dict[tuple[bool, bool], list[dict[str, Any]]] = {}
+    for r in compared:
+        families.setdefault((r["primary"], r["primary"] and [(r["from"], r["to"])] == primary), []).append(r)
+    for family in families.values():
         adjusted = stats.holm([1.0 if r["p"] is None else r["p"] for r in family])
         for r, p in zip(family, adjusted, strict=True):
             r["p_adjusted"], r["claimed"] = p, p < 0.05
@@ -520,6 +523,9 @@ def answer(results: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     first = f"{backbones} backbones" if backbones > 1 else "one backbone"
     lines = [f"Fine-tunings of {first}, compared by {main[0]['outcome']} ({main[0]['items']:,} items). "]
     lines += [sentence(r) + " " for r in main]
+    for r in main:
+        if r["from"] == "ast-upside_down" and not (r["claimed"] and r["difference"] > 0):
+            lines.append("That the weights are the right way up made no difference that can be told. ")
     if results["missing"]:
         lines.append(f"{len(results['missing'])} of the planned runs are missing. ")
     lines.append("This speaks of this test bed, not of LLaDA-8B or HumanEval.")
@@ -564,6 +570,7 @@ def summary(cfg: Config) -> dict[str, Any] | None:
 def figure(facts: Mapping[str, Any]) -> Any:
     """The forest plot of a study (figures/forest.py)."""
     main = [r for r in facts["rates"] if r["primary"]]
+    order = [(r["from"], r["to"]) for r in facts["comparisons"]]  # a comparison's outcomes together
     arms = [
         forest.Arm(facts["arms"][r["arm"]], *_look(r["arm"]), r["runs"], r["mean"], r["low"], r["high"]) for r in main
     ]
@@ -577,7 +584,7 @@ def figure(facts: Mapping[str, Any]) -> Any:
             r["high"],
             r["primary"],
         )
-        for r in facts["comparisons"]
+        for r in sorted(facts["comparisons"], key=lambda r: order.index((r["from"], r["to"])))
         if r["p"] is not None
     ]
     lines = {f"the paper's {name}: {v:+.1f}": v for name, v in facts["paper"].items()}
@@ -606,7 +613,8 @@ def markdown(results: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         ends = "unknown" if r["low"] is None else f"{r['low']:+.2f} to {r['high']:+.2f}"
         cells = [name, r["outcome"], f"{r['difference']:+.2f}", ends, *ps]
         lines.append("| " + " | ".join([*cells, "yes" if r["claimed"] else "no"]) + " |")
-    lines += ["", "The first row is the primary comparison, tested alone; the others are adjusted together (Holm). "]
+    lines += ["", "The first row is the primary comparison, tested alone. The others on the same outcome are adjusted "]
+    lines[-1] += "together (Holm), those on the other outcomes likewise. "
     lines[-1] += f"{stats.POOLING} Items of one program are one task here. The plan: docs/study.md."
     where = [
         f"{len(results['runs'])} runs, {facts['seconds'] / 3600:.1f} hours of work",

@@ -137,7 +137,7 @@ def score(
             out.with_name(f".{out.name}.journal").unlink(missing_ok=True)
             return found
     workers = min(workers or len(os.sched_getaffinity(0)), max(1, settings["samples"]))
-    oracle = _oracle(benchmark, problems, data_hash, workers, list(without))
+    oracle = references(benchmark, problems, data_hash, workers, list(without))
     keys = {
         (task, n): hashlib.sha256(
             json.dumps([benchmark, task, program, rules]).encode("utf-8", "surrogatepass")
@@ -222,7 +222,7 @@ def _journal(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
         yield done, write
 
 
-def _oracle(
+def references(
     benchmark: str, problems: dict[str, dict], data_hash: str, workers: int, without: list[str]
 ) -> dict[str, bytes]:
     """For each task, a line of JSON: inputs, expected outputs and reference times of both parts. Cached by data."""
