@@ -26,6 +26,9 @@ from treediff.errors import UserError
 from treediff.strategies import STRATEGIES
 
 
+HOLE_SETS = ("ast", "single-line", "multi-line", "random-span", "random-span-light")
+
+
 def switch(default: Any, stage: str, text: str, paper: str = "") -> Any:
     """A dataclass field. `stage` says which outputs depend on it: run, data, train, sample or score."""
     meta = {"stage": stage, "help": text, "paper": paper}
@@ -227,6 +230,32 @@ class Config:
     extract: Literal["sanitize", "first_fence"] = switch(
         "sanitize", "sample", "program out of the answer: EvalPlus's sanitize, or the first code fence"
     )
+
+    # --- holes (`treediff infill`; not the paper's) ------------------------------------------------------------------
+    holes: Literal[*HOLE_SETS] = switch(
+        "ast",
+        "run",
+        "`ast`: whole nodes of the programs of `benchmarks`; or a set of HumanEval-Infilling: single-line, multi-line, "
+        "random-span, random-span-light",
+    )
+    tier: Literal["any", "skeleton", "data", "condition", "control"] = switch(
+        "any", "sample", "tier of the nodes that are taken out; `any`: some of each tier"
+    )
+    holes_per_program: int = switch(1, "sample", "nodes of each tier that are taken out of a program, one at a time")
+    hole_seed: int = switch(0, "sample", "seed of their choice, apart from `seed`, so that all runs fill the same holes")
+    hole_length: str = switch(
+        "search",
+        "sample",
+        "tokens of a hole: `oracle`, the true number; a number, where an end of text in the hole ends it earlier; or "
+        "`search`, that of hole_lengths in which the model is surest on average",
+    )
+    hole_lengths: list[int] = switch([1, 2, 4, 8, 16, 32], "sample", "what `search` tries [tokens]")
+    hole_context: Literal["answer", "program"] = switch(
+        "answer",
+        "sample",
+        "around a hole: the problem in the user's turn and the program as an answer of code with an empty reasoning, or "
+        "the program alone",
+    )
     samples_per_task: int = switch(1, "run", "samples per benchmark problem (pass@k); more need a temperature")
     sample_batch: int = switch(16, "run", "prompts decoded together at most; fewer if a GPU's memory asks for it")
     sample_processes: int = switch(0, "run", "processes that sample; 0: one per GPU, or one")
@@ -335,6 +364,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_every": 50,
         "eval_rows": 64,
         "benchmarks": ["tinycode"],
+        "hole_lengths": [1, 2, 3, 4, 6, 8, 12, 16, 24, 32],
         "lengths": [64, 96],
         "limit": 120,
         "prompt_style": "bare",
@@ -457,6 +487,11 @@ def check(cfg: Config) -> None:
     _demand(0 <= cfg.node_rank < cfg.nodes, "node_rank", f"must lie in [0, {cfg.nodes})")
     by_hand = cfg.nodes > 1 and not cfg.hostfile
     _demand(not by_hand or cfg.master_port > 0, "master_port", "must be given, the same on every node")
+    fixed = cfg.hole_length.isdigit() or cfg.hole_length in ("oracle", "search")
+    _demand(fixed, "hole_length", f"must be oracle, search or a number of tokens, not {cfg.hole_length!r}")
+    _demand(cfg.holes_per_program >= 1, "holes_per_program", "must be at least 1")
+    lengths = cfg.hole_lengths
+    _demand(bool(lengths) and min(lengths) >= 0, "hole_lengths", "must be numbers of tokens, none of them negative")
     _demand(1 <= cfg.samples_per_task <= 256, "samples_per_task", "must lie in [1, 256]")
     _demand(
         cfg.samples_per_task == 1 or cfg.temperature > 0,
