@@ -1,5 +1,5 @@
 # A fresh machine needs make and Python >= 3.11 with venv; everything else goes into .venv, from a lock.
-#   make reproduce [ARGS="--seed 1"]     make test     make lab     make short     make gif     make clean
+#   make reproduce [ARGS="--seed 1"]   make test   make lab   make short   make gif   make oracles FROM=...   make clean
 PYTHON ?= python3
 ifndef LOCK
 LOCK := docker/$(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu).lock
@@ -8,7 +8,7 @@ endif
 SHORT ?= --rows 200 --max_steps 6 --pretrain.rows 200 --pretrain.max_steps 12 --limit 8 --lengths 32,64
 BIN := .venv/bin
 
-.PHONY: reproduce test short gif lab venv clean FORCE
+.PHONY: reproduce test oracles short gif lab venv clean FORCE
 
 reproduce: venv
 	$(BIN)/treediff reproduce $(ARGS)
@@ -18,6 +18,10 @@ test: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 	$(BIN)/python -m pytest $(ARGS)
+
+# Public files that some tests need, from a folder of yours; without them those tests are skipped, and say so.
+oracles:
+	@$(PYTHON) tests/take_oracles.py "$(FROM)"
 
 short: venv
 	@out=$$(mktemp -d) && echo "output: $$out/runs" && \

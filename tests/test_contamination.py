@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_languages import SOURCES, with_grammar
 
 from treediff import pipeline
 from treediff.config import resolve
 from treediff.data import benchmarks, contamination, examples, prepare, sources, tinycode
 from treediff.errors import UserError
 from treediff.files import read_jsonl
-from treediff.masking import tokens
+from treediff.masking import tiers, tokens
 
 PROMPT = '''def longest_rise(heights: list[int]) -> int:
     """ Given the heights of neighbouring stones, return the length of the longest stretch in which every stone
@@ -156,7 +157,8 @@ def plain_tokens(code):
     out, line = [], []
     for t in tokenize.generate_tokens(io.StringIO(code).readline):
         if t.type in (tokenize.NEWLINE, tokenize.ENDMARKER):
-            out += [] if all(x.type == tokenize.STRING for x in line) else line
+            docstring = all(x.type == tokenize.STRING for x in line)
+            out += [] if docstring or line[0].string in ("import", "from") else line
             line = []
         elif t.type not in (tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT):
             line.append(t)
@@ -175,7 +177,6 @@ def test_programs_are_read_as_python_reads_them():
         code = path.read_text(encoding="utf-8", errors="replace")
         if re.search(r"(?i)\b(?:f|rf|fr)[\"']", code):
             continue
-        code = contamination._IMPORT.sub("", code)
         code = re.sub(r"\\\n", " ", code)
         try:
             want = plain_tokens(code)
@@ -287,7 +288,7 @@ def real(request):
 
     folder = SHARED / "data" / "benchmarks"
     if not folder.is_dir():
-        pytest.skip("the benchmarks' files are not beside this checkout")
+        pytest.skip("needs public benchmark data: make oracles FROM=FOLDER")
     files = {"humaneval": "HumanEvalPlus-v0.1.10.jsonl.gz", "mbpp": "MbppPlus-v0.2.0.jsonl.gz"}
     problems = {k: v for name, f in files.items() for k, v in benchmarks.load_benchmark(name, folder / f)[0].items()}
     return problems, contamination.Index(problems)
@@ -320,3 +321,18 @@ def test_real_rows_that_are_no_copies_are_not_flagged(real, shared):
             continue
         flagged += bool(real[1].compare(ex.prompt, ex.code).by)
     assert flagged == 0
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.suffix)
+def test_a_renamed_copy_is_found_in_every_language(path):
+    """A real file, with the names that it makes up changed."""
+    language = with_grammar(tiers.language_of(path))
+    code = path.read_text()
+    found = contamination.program_tokens(code, language)
+    kept = {word for t, own in found if not own for word in re.findall(r"\w+", t)}  # members and words of strings
+    made_up = {t for t, own in found if own} - kept
+    copy = re.sub(r"\w+", lambda m: f"{m[0]}_2" if m[0] in made_up else m[0], code)
+    assert copy != code
+    index = contamination.Index({"Mine/0": {"prompt": "", "canonical_solution": code}}, language)
+    assert index.compare("", copy, language).code >= contamination.FLAG["code"]
+    assert index.compare("", "\n".join(reversed(code.splitlines())), language).code < contamination.FLAG["code"]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import SHARED
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
@@ -17,15 +18,14 @@ from treediff.model import forward, llada, lora
 from treediff.model.checkpoint import check_tokenizer, load_backbone, save_backbone
 
 GOLDEN = Path(__file__).parent / "golden" / "llada"
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "golden" / "llada"
 CASES = ["tiny/checkpoint", "tiny/checkpoint_sharded", "real_ids/checkpoint"]
 
 
 def golden(name: str) -> Path:
-    for root in (GOLDEN, SHARED):
+    for root in (GOLDEN, SHARED / "golden" / "llada"):
         if (root / name).exists():
             return root / name
-    pytest.skip(f"golden files of {name} are not in this checkout")
+    pytest.skip(f"needs golden files of {name}: make oracles FROM=FOLDER")
 
 
 @pytest.mark.parametrize("checkpoint", CASES)

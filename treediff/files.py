@@ -1,7 +1,9 @@
 """Files: written whole or not at all; JSON and JSON Lines read with errors that name the file and the line.
 
-with whole(path) as temporary: temporary.write_text(...)      # takes the place of `path` on success only
-for row in read_jsonl(path): ...
+    with whole(path) as temporary: temporary.write_text(...)      # takes the place of `path` on success only
+    for row in read_jsonl(path): ...
+
+Everything that the kit leaves on a disk goes through here.
 """
 
 from __future__ import annotations

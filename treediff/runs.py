@@ -1,7 +1,9 @@
 """A run directory: opened for one set of switches and refused for any other; where its results come from.
 
-run_dir = open_run(cfg, "data", "train")
-write_json(run_dir / "provenance.json", provenance(steps=300))
+    run_dir = open_run(cfg, "data", "train")
+    write_json(run_dir / "provenance.json", provenance(steps=300))
+
+Later calls with other switches are refused, with the switch named.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """The problems of a benchmark: TinyCode's, a file in EvalPlus's format, or EvalPlus's own download.
 
-problems, sha256 = load_benchmark("humaneval", Path("HumanEvalPlus-v0.1.10.jsonl.gz"))
-problems["HumanEval/0"]["prompt"]
+    problems, sha256 = load_benchmark("humaneval", Path("HumanEvalPlus-v0.1.10.jsonl.gz"))
+    problems["HumanEval/0"]["prompt"]
+
+A field that is missing is an error that names file and row.
 """
 
 from __future__ import annotations

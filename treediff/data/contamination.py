@@ -30,7 +30,7 @@ import numpy as np
 from treediff.config import Config
 from treediff.data import benchmarks
 from treediff.errors import UserError
-from treediff.masking import tokens
+from treediff.masking import tiers, tokens
 from treediff.masking.tokens import CODE, PROMPT
 
 if TYPE_CHECKING:
@@ -56,45 +56,52 @@ _PERMUTATIONS = 128
 
 
 # --- a program and a text, normalised --------------------------------------------------------------------------------
-_IMPORT = re.compile(r"^[ \t]*(?:import|from)[ \t][^\n]*$", re.M)
-_LEXEME = re.compile(
-    r"""\#[^\n]*|\\\r?\n|[ \t\f\r]+                                        # nothing
-    |(?P<string>(?i:[rbuf]{0,2})(?:\"{3}(?:\\.|[^\\])*?\"{3}|'{3}(?:\\.|[^\\])*?'{3}
-        |"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'))
-    |(?P<name>[^\W\d]\w*)
-    |(?P<number>\.?\d(?:[eE][+-]|[\w.])*)
-    |(?P<newline>\n)
-    |(?P<mark>.)""",
-    re.X | re.S,
+_IMPORT = re.compile(r"import|include|use_declaration|package")
+"""Types of nodes that say where names come from."""
+_STRING = re.compile(
+    r"((template|interpreted|raw)_)?string(_literal)?|raw_string_literal|char(acter)?_literal|rune_literal"
 )
+"""Types of nodes that are one string, whatever stands inside."""
 _GROUPING = frozenset("(),;")
 _KNOWN = frozenset(dir(builtins)) | frozenset(keyword.kwlist)
 _WORD = re.compile(r"\w+")
 _TESTS = re.compile(r"^\s*(?:>>>|assert\b).*$", re.M)
 
 
-def program_tokens(code: str) -> list[tuple[str, bool]]:
-    """A Python program's tokens as (text, whether it is a made-up name), normalised as the module says. Never fails."""
-    lines: list[list[tuple[str, str, bool]]] = [[]]
-    depth = 0  # of brackets, in which a line goes on
-    for found in _LEXEME.finditer(_IMPORT.sub("", code)):
-        kind, text = found.lastgroup, found[0]
-        if kind == "newline" and not depth:
-            lines.append([])
-        elif kind == "string":
-            lines[-1].append((kind, text.lstrip("rbufRBUF").strip("\"'").replace("\\", ""), False))
-        elif kind and kind != "newline":
-            depth = max(0, depth + (text in "([{") - (text in ")]}"))
-            # What follows a dot is another one's name, which a copy must keep.
-            own = kind == "name" and text not in _KNOWN and not (lines[-1] and lines[-1][-1][:2] == ("mark", "."))
-            lines[-1].append((kind, text, own))
-    return [
-        (text, own)
-        for line in lines
-        if not all(kind == "string" for kind, _, _ in line)  # strings alone on a line are docstrings
-        for kind, text, own in line
-        if kind == "string" or text not in _GROUPING
-    ]
+def program_tokens(code: str, language: str = "python") -> list[tuple[str, bool]]:
+    """A program's tokens as (text, whether it is a made-up name), normalised as the module says: the leaves of its
+    syntax tree. Never fails: what does not parse still has leaves."""
+    parsed = tiers.parse(code.encode(errors="replace"), language)
+    comments, names, source = parsed.grammar.comments, parsed.grammar.names, parsed.source
+    found: list[tuple[str, bool]] = []
+    last = ""  # the kind of the leaf before
+    waiting = [parsed.tree.root_node]
+    while waiting:
+        node = waiting.pop()
+        kind = node.type
+        if node.is_named and (kind == "ERROR" or not comments[node.kind_id]) and not _IMPORT.match(kind):
+            if (
+                kind == "expression_statement"
+                and node.child_count == 1
+                and node.children[0].type in ("string", "concatenated_string")
+            ):
+                continue  # a string alone is a docstring
+            if not _STRING.fullmatch(kind):
+                waiting.extend(reversed(node.children))
+            if node.child_count and not _STRING.fullmatch(kind):
+                continue
+        elif node.is_named:
+            continue
+        text = source[node.start_byte : node.end_byte].decode(errors="replace")
+        if _STRING.fullmatch(kind):
+            quote = "`" if text[-1:] == "`" else "\"'"
+            found.append((text.lstrip("rbufRBUF").strip(quote).replace("\\", ""), False))
+        elif kind != "line_continuation" and text not in _GROUPING:
+            # What follows a dot is another one's name, which a copy must keep. "not in" is one leaf of two words.
+            own = kind != "ERROR" and names[node.kind_id] and last != "."
+            found += [(word, bool(own) and word not in _KNOWN) for word in text.split()]
+        last = kind
+    return found
 
 
 def words(text: str) -> list[str]:
@@ -142,8 +149,9 @@ class Features(NamedTuple):
     sketches: tuple[MinHash, MinHash]
 
 
-def features(text: str, code: str) -> Features:
-    spoken, program = words(text), program_tokens(code)
+def features(text: str, code: str, language: str = "python") -> Features:
+    """The n-grams and sketches of a row: its problem text and its program."""
+    spoken, program = words(text), program_tokens(code, language)
     items, own = [t for t, _ in program], [mine for _, mine in program]
     small = (ngrams(items, own, SHINGLE["code"]), ngrams(spoken, None, SHINGLE["text"]))
     return Features(
@@ -179,17 +187,20 @@ class Near(NamedTuple):
 
     @property
     def score(self) -> float:
+        """The largest of the three measures, 0 to 1."""
         return max(self.code, self.text, self.minhash)
 
 
 class Index:
-    """Benchmark problems, by id: {"prompt", "canonical_solution"}, ready to be compared with many rows."""
+    """Benchmark problems in a language, by id: {"prompt", "canonical_solution"}, ready for comparisons with rows."""
 
-    def __init__(self, problems: dict[str, dict[str, Any]]):
+    def __init__(self, problems: dict[str, dict[str, Any]], language: str = "python"):
         from datasketch import MinHashLSH
 
         self.tasks = list(problems)
-        found = [features(docstring(p["prompt"]), p["prompt"] + p["canonical_solution"]) for p in problems.values()]
+        found = [
+            features(docstring(p["prompt"]), p["prompt"] + p["canonical_solution"], language) for p in problems.values()
+        ]
         self.grams = {"code": _invert([f.code for f in found]), "text": _invert([f.text for f in found])}
         self.sketches = [f.sketches for f in found]
         # Two empty or tiny sets are alike by chance.
@@ -203,9 +214,9 @@ class Index:
         """The problems that are shorter than one n-gram, so that this measure finds no copy of them."""
         return [t for t, n in zip(self.tasks, self.grams[measure].sizes, strict=True) if n == 0]
 
-    def compare(self, text: str, code: str) -> Near:
+    def compare(self, text: str, code: str, language: str = "python") -> Near:
         """The problem that is nearest to a row's problem text and program."""
-        row = features(text, code)
+        row = features(text, code, language)
         shares = {"code": _shares(self.grams["code"], row.code), "text": _shares(self.grams["text"], row.text)}
         alike = np.zeros(len(self.tasks))
         for side, table in enumerate(self.tables):
@@ -319,10 +330,9 @@ def texts(cfg: Config, path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def compare_file(cfg: Config, path: Path) -> Compared:
-    """Compare every row of a prepared Arrow file with the benchmarks of `cfg`; programs only if they are Python."""
+    """Compare every row of a prepared Arrow file with the benchmarks of `cfg`."""
     against = index(cfg)
-    python = cfg.language == "python"
-    pairs = [(name, against.compare(said, code if python else "")) for name, said, code in texts(cfg, path)]
+    pairs = [(name, against.compare(said, code, cfg.language)) for name, said, code in texts(cfg, path)]
     flagged = [i for i, (_, near) in enumerate(pairs) if near.by]
     return Compared(
         len(pairs),

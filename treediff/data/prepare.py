@@ -336,6 +336,7 @@ class Tally:
         self.code_bytes = self.error_bytes = self.with_errors = 0
 
     def add(self, table: pa.Table) -> None:
+        """Count the rows of a table with the columns labels, code_bytes and error_bytes."""
         column = table["labels"].combine_chunks()
         labels, sizes = column.flatten().to_numpy(), np.diff(column.offsets.to_numpy())
         self.by_label += np.bincount(labels, minlength=len(LABELS))

@@ -1,6 +1,8 @@
 """Where rows come from: TinyCode, a JSONL or Parquet file, a hub data set; and the tokenizer that is trained on them.
 
-for row in rows(cfg): ...                     # OpenCodeReasoning's columns: id, input, output, solution
+    for row in rows(cfg): ...                     # OpenCodeReasoning's columns: id, input, output, solution
+
+A row that cannot be read is an error that names its file and line.
 """
 
 from __future__ import annotations

@@ -251,10 +251,13 @@ class Slot(NamedTuple):
     high: int
 
     def values(self, op: str) -> tuple[Any, ...]:
+        """The constants that `op` may have in this slot."""
         return tuple(v for v in OPS[op].values if isinstance(v, str) or self.low <= v <= self.high)
 
 
 class Family(NamedTuple):
+    """Problems of one shape: a text and a program with slots."""
+
     name: str
     takes: str
     """The kind of input: nums, n, digits (n that is not negative), text, words (text of words)."""
@@ -264,6 +267,7 @@ class Family(NamedTuple):
 
     @property
     def signature(self) -> str:
+        """The head of the function, with its line's end."""
         return f"def solve({ {'digits': 'n', 'words': 'text'}.get(self.takes, self.takes) }):\n"
 
 
@@ -276,6 +280,7 @@ class Problem(NamedTuple):
 
     @property
     def id(self) -> str:
+        """Family, operations and constants: unique over all problems."""
         numbers = "-".join(str(k) for k in self.constants if k is not None)
         return f"{self.family}/{'-'.join(self.ops)}/{numbers}".rstrip("/")
 

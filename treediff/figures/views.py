@@ -1,7 +1,9 @@
 """Code and answers as tokens with their tiers, as the figures draw them, and how often each tier is masked.
 
-code_view = view(cfg, tok, code)
-view_masks(cfg, code_view, level=0.5)         # bool (draws, tokens)
+    code_view = view(cfg, tok, code)
+    view_masks(cfg, code_view, level=0.5)         # bool (draws, tokens)
+
+A view is what `prepare` would make of the code alone.
 """
 
 from __future__ import annotations

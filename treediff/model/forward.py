@@ -1,7 +1,9 @@
 """Forward passes: hidden states of a whole canvas, or of a window of it beside cached keys and values.
 
-hidden = hidden_states(model, ids)                      # (B, L, d)
-logits = lm_head(model)(hidden[mask])                   # only where they are needed
+    hidden = hidden_states(model, ids)                      # (B, L, d)
+    logits = lm_head(model)(hidden[mask])                   # only where they are needed
+
+Attention is bidirectional; padding is hidden, never seen.
 """
 
 from __future__ import annotations

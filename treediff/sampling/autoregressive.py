@@ -41,6 +41,7 @@ class Autoregressive:
         self.pad = self.tok.pad_token_id if self.tok.pad_token_id is not None else self.ends[0] if self.ends else 0
 
     def prompt(self, problem: str) -> tuple[list[int], str]:
+        """A problem as token ids in the model's own chat template, and how the answer is made to begin."""
         said, begin = prompts.message(self.cfg, problem)
         if self.tok.chat_template:
             turn = [{"role": "user", "content": said}]
@@ -49,6 +50,7 @@ class Autoregressive:
         return self.tok(f"{said}\n{begin}").input_ids, begin
 
     def rows(self, longest: int) -> int:
+        """Prompts that fit together: no limit but `sample_batch`, which is halved where memory is short."""
         return sys.maxsize  # bounded by `sample_batch`, and halved where memory is short
 
     @torch.no_grad()

@@ -279,6 +279,7 @@ class _Run:
 
     @property
     def answers(self) -> torch.Tensor:
+        """The part of the canvas behind the prompts, int64 (B, gen_length)."""
         return self.ids[:, self.start :]
 
     def enter(self, rows: torch.Tensor, block: int) -> None:
@@ -389,6 +390,7 @@ class _Run:
         return (end.cumsum(1) > 0).logical_and(mask.cumsum(1) == 0).any(1)
 
     def result(self) -> Decoded:
+        """The finished answers, on the CPU."""
         answers = self.answers  # under `official` masks may be left
         if not self.how.official:
             answers = torch.where(self.at == NEVER, self.how.ends[0], answers)

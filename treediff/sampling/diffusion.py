@@ -61,6 +61,7 @@ class Diffusion:
         self.net = load_run(cfg)
 
     def prompt(self, problem: str) -> tuple[list[int], str]:
+        """A problem as token ids, and how the answer is made to begin."""
         return prompt_ids(self.cfg, self.tok, problem)
 
     def answer(self, batch: Sequence[Prompt], watch: decode.Watch) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """What a model is asked, and the program in what it answers: prompts, the text of an answer, extraction.
 
-ids, begin = prompt_ids(cfg, tok, problem)
-program = extract(begin + answer_text(tok, answer), entry_point, cfg.extract)
+    ids, begin = prompt_ids(cfg, tok, problem)
+    program = extract(begin + answer_text(tok, answer), entry_point, cfg.extract)
+
+Prompt style, thinking and extraction are switches, recorded with every sample.
 """
 
 from __future__ import annotations
@@ -97,8 +99,10 @@ class Prompt:
 
     @property
     def key(self) -> tuple[str, int]:
+        """Task and number of the sample: what it is found by in a file."""
         return self.task, self.sample
 
     @property
     def uid(self) -> int:
+        """The number that random draws depend on: the same whoever else is in the batch."""
         return (zlib.crc32(self.task.encode()) >> 4 << 8) + self.sample

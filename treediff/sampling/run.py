@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def samples_path(cfg: Config, benchmark: str, length: int) -> Path:
+    """runs/<preset>/<run>/samples/<benchmark>-T<length>.jsonl."""
     return cfg.run_dir / "samples" / f"{benchmark}-T{length}.jsonl"
 
 

@@ -47,6 +47,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
+        """All parameters of the backbone."""
         block = sum(a * b for a, b in self.matrices) + 2 * self.d
         return self.layers * block + self.d + self.vocabulary * self.d * (1 if self.tied else 2)
 

@@ -58,6 +58,7 @@ class Size:
 
     @classmethod
     def of(cls, net: nn.Module) -> Size:
+        """Counted on a network, adapter included."""
         count = [(p.numel(), p.requires_grad) for p in net.parameters()]
         return cls(sum(n for n, _ in count), sum(n for n, t in count if t), net.config.vocab_size)
 

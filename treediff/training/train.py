@@ -51,13 +51,16 @@ class MuonAdamW(torch.optim.Optimizer):
         self.param_groups = [g for part in self.parts for g in part.param_groups]
 
     def step(self, closure: Any = None) -> None:
+        """One step of both."""
         for part in self.parts:
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
+        """The states of both, as torch's optimisers give them."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
         for part, kept in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(kept)
         self.param_groups = [g for part in self.parts for g in part.param_groups]
