@@ -1,4 +1,4 @@
-"""The stages as commands: treediff annotate | prepare | train | export | sample | score | report | reproduce.
+"""The stages as commands: treediff annotate | prepare | train | export | sample | infill | score | report | reproduce.
 
 Every command takes `--preset`, `--masking`, `--seed` and any switch by name (`treediff switches` lists them); the
 entries of a mapping are set as `--pretrain.max_steps 500`. Exit codes: 0 done, 2 a bad input, switch or file (one
@@ -38,6 +38,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("out", type=Path, help="folder to make: model*.safetensors, config.json, tokenizer")
     sub = command("sample", "sample the benchmarks from one run, training it first if need be")
     sub.add_argument("--prompt", help="answer this one prompt in the terminal instead, denoising it before your eyes")
+    sub = command("infill", "fill a hole of FILE, denoising it before your eyes; without FILE, a benchmark's holes")
+    sub.usage = "treediff infill [FILE] [--line N | --node LINE:COLUMN] [--problems FILE] [--name value ...]"
+    sub.add_argument("--line", type=int, help="the hole is this line of FILE, from 1 (or mark it with <fill>)")
+    sub.add_argument("--node", help="the hole is the syntax node of FILE at LINE:COLUMN, both from 1")
+    sub.add_argument("--problems", type=Path, help="HumanEval-Infilling's file for --holes (without: downloaded)")
     sub = command("score", "score one run's samples, or any file of samples, in a sandbox")
     sub.add_argument("--benchmark", help="humaneval, mbpp or tinycode, with --samples and --out")
     sub.add_argument("--data", type=Path, help="the benchmark's problems, as EvalPlus packs them (without: downloaded)")
@@ -165,6 +170,42 @@ def sample(args: argparse.Namespace, extra: list[str]) -> None:
             print(pipeline.sampled(cfg, benchmark, length))
 
 
+def infill(args: argparse.Namespace, extra: list[str]) -> None:
+    from treediff import pipeline
+    from treediff.data import holes
+    from treediff.masking import tiers
+    from treediff.sampling import terminal
+
+    path = Path(extra.pop(0)) if extra and not extra[0].startswith("--") else None
+    named = {x[2:].partition("=")[0].replace("-", "_") for x in extra if x.startswith("--")}
+    cfg = switches(args, extra)
+    if args.problems:
+        cfg = cfg.but(benchmark_files={**cfg.benchmark_files, cfg.holes: str(args.problems)})
+    if path is None:
+        for name in ("line", "node"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name}: in which file? Give it first: treediff infill FILE --{name} ...")
+        for hole_set in holes.sets(cfg):
+            print(pipeline.infilled(cfg, hole_set))
+            print(pipeline.infill_said(cfg, hole_set))
+        return
+    if args.line is not None and args.node is not None:
+        raise UserError("--line: one hole at a time; give --line or --node.")
+    source = tiers.read_source(path)
+    if args.line is not None:
+        hole = holes.at_line(str(path), source, args.line)
+    elif args.node is not None:
+        language = cfg.language if "language" in named else tiers.language_of(path)
+        hole = holes.at_node(str(path), source, args.node, language)
+    else:
+        hole = holes.marked(str(path), source)
+    if "backbone" in named and "masking" not in named:  # a backbone was named, so that is the model
+        cfg = cfg.but(masking="none", **({} if "tokenizer" in named else {"tokenizer": cfg.backbone}))
+    if cfg.masking != "none" or cfg.backbone == "pretrain":
+        pipeline.trained(cfg)
+    terminal.fill(cfg, hole, sys.stdout)
+
+
 def score(args: argparse.Namespace, extra: list[str]) -> None:
     from treediff import pipeline
     from treediff.scoring import score as scoring
@@ -259,6 +300,7 @@ COMMANDS = {
     "train": train,
     "export": export,
     "sample": sample,
+    "infill": infill,
     "score": score,
     "report": report,
     "reproduce": reproduce,

@@ -25,7 +25,6 @@ from typing import Any, Literal
 from treediff.errors import UserError
 from treediff.strategies import STRATEGIES
 
-
 HOLE_SETS = ("ast", "single-line", "multi-line", "random-span", "random-span-light")
 
 
@@ -44,7 +43,7 @@ class Config:
     masking: Literal[*STRATEGIES] = switch(
         "ast",
         "run",
-        "corruption of the code region (`identifier` and `line` are not the paper's); `none`: the backbone alone",
+        "corruption of the code region (`identifier`, `line`, `ast_hole`: not the paper's); `none`: the backbone alone",
         "3.4, C",
     )
     seed: int = switch(0, "run", "seed of data order, noise, masks, initialisation and sampling")
@@ -242,7 +241,9 @@ class Config:
         "any", "sample", "tier of the nodes that are taken out; `any`: some of each tier"
     )
     holes_per_program: int = switch(1, "sample", "nodes of each tier that are taken out of a program, one at a time")
-    hole_seed: int = switch(0, "sample", "seed of their choice, apart from `seed`, so that all runs fill the same holes")
+    hole_seed: int = switch(
+        0, "sample", "seed of their choice, apart from `seed`, so that all runs fill the same holes"
+    )
     hole_length: str = switch(
         "search",
         "sample",
@@ -253,8 +254,8 @@ class Config:
     hole_context: Literal["answer", "program"] = switch(
         "answer",
         "sample",
-        "around a hole: the problem in the user's turn and the program as an answer of code with an empty reasoning, or "
-        "the program alone",
+        "around a hole: the problem in the user's turn and the program as an answer of code with an empty reasoning; "
+        "or the program alone",
     )
     samples_per_task: int = switch(1, "run", "samples per benchmark problem (pass@k); more need a temperature")
     sample_batch: int = switch(16, "run", "prompts decoded together at most; fewer if a GPU's memory asks for it")

@@ -81,6 +81,11 @@ def load(cfg: Config, name: str) -> list[Hole]:
     return holes
 
 
+def sets(cfg: Config) -> list[str]:
+    """The hole sets that the switches `holes` and `benchmarks` name."""
+    return [f"ast-{b}" for b in cfg.benchmarks] if cfg.holes == "ast" else [cfg.holes]
+
+
 # --- AST nodes ----------------------------------------------------------------------------------------------------
 class Node(NamedTuple):
     """A node that may be a hole: bytes [start, end), type, tier name."""
@@ -114,7 +119,7 @@ def nodes(parsed: Parsed) -> list[Node]:
 
 
 def cut(program: str, tiers: tuple[str, ...], number: int, seed: int, task: str, problem: str) -> list[Hole]:
-    """Up to `number` nodes of each of `tiers` as holes, drawn without replacement; a function of seed, task and tier."""
+    """Up to `number` nodes of each of `tiers` as holes, none twice: a function of seed, task and tier."""
     source = program.encode()
     parsed = parse(source)
     found, out = nodes(parsed), []
@@ -267,7 +272,7 @@ def at_line(name: str, source: bytes, line: int) -> Hole:
 
 
 def at_node(name: str, source: bytes, position: str, language: str = "python") -> Hole:
-    """The node at `line:column` (both from 1, in characters): the largest that begins there, or else the smallest around.
+    """The node at `line:column` (from 1, in characters): the largest that begins there, or else the smallest around.
 
     Raises UserError if the file does not parse, or the position is outside it, in no node, or that of the whole file.
     """

@@ -52,7 +52,7 @@ class Decoding:
     threshold: float = 0.0  # > 0: commit all proposals of at least this confidence, and one at the least
     cache: str = "none"  # keys and values kept during a block: of the tokens before it (prefix), or all others (dual)
     early_exit: bool = True  # a row whose text has ended leaves the batch
-    holes: int = 0  # > 0: holes of any length are decoded, so many tokens a step, and an end of text in one ends nothing
+    holes: int = 0  # > 0: holes of any length are decoded, so many tokens a step, and no end of text ends them
     official: bool = False  # LLaDA's loop to the letter: may commit the mask token, never ends early
     seed: int = 0
 
@@ -147,8 +147,8 @@ def decode(
 
     `uids` (below 2**36) name the prompts: what is drawn at random for one depends on its uid and `how.seed` alone; by
     default they are numbered. `watch` is called after each step with the answers so far (B, gen_length) on the device
-    and the share of the canvas that lies behind. `places`, where holes are decoded, are the places in the text of each prompt's
-    tokens and then of those to be decoded, of which a row may have fewer than gen_length.
+    and the share of the canvas that lies behind. `places`, where holes are decoded, are the places in the text of each
+    prompt's tokens and then of those to be decoded, of which a row may have fewer than gen_length.
     """
     run = _Run(net, prompts, how, range(len(prompts)) if uids is None else uids, watch, places)
     rows = torch.arange(len(prompts), device=run.ids.device)

@@ -12,7 +12,7 @@ samples that pass (a Fraction) where it has several; every difference is second 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -277,6 +277,86 @@ def sign_flip(pairs: Iterable[tuple[int | Fraction, int | Fraction]]) -> float:
         chance = (np.roll(chance, s) + np.roll(chance, -s)) / 2  # never wraps: the reach is not passed
     values = np.abs(np.arange(-reach, reach + 1))
     return min(1.0, float(chance[values >= abs(sum(steps))].sum()))
+
+
+# --- several holes of a program -----------------------------------------------------------------------------------
+CLUSTERS = (
+    "The holes of one program are no independent cases: programs are. A rate is the share of holes that pass. Its "
+    "interval, and that of a difference, resamples programs with all their holes (the same ones for both strategies) "
+    "and, where there are several runs, independently the runs of each strategy. Where all holes pass or none does, "
+    "the interval is Wilson's for as many cases as there are programs. p is the exact sign-flip test on the programs' "
+    "differences (holes that pass under one strategy, less those under the other, in the mean over its runs); p, seeds "
+    "is Welch's t-test on the runs' rates, which needs two runs of each strategy."
+)
+"""The model behind `clustered` and `clustered_pooled`, to print beside their figures."""
+
+
+def clustered(
+    runs: Sequence[Passes], program: Mapping[str, str], level: float = LEVEL, resamples: int = 10_000, seed: int = 0
+) -> dict[str, Any]:
+    """The share of holes that pass, over one or more runs, and its interval; `program` says which each is cut from."""
+    import numpy as np
+
+    sums, sizes = _by_program(runs, program)
+    rate = float(sums.mean(0).sum() / sizes.sum())
+    if 0 < rate < 1:
+        over, under = _crossed([sums, sizes[None]], resamples, seed)
+        low, high = (float(v) for v in np.quantile(over / under, [(1 - level) / 2, (1 + level) / 2]))
+    else:
+        low, high = wilson(round(rate) * len(sizes), len(sizes), level)
+    each = (sums.sum(1) / sizes.sum()).tolist()
+    return {"holes": int(sizes.sum()), "programs": len(sizes), "rates": each, "rate": rate, "low": low, "high": high}
+
+
+def clustered_pooled(
+    a: Sequence[Passes],
+    b: Sequence[Passes],
+    program: Mapping[str, str],
+    level: float = LEVEL,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The difference between two strategies on the same holes, with one or more runs each; `CLUSTERS` is the model."""
+    import numpy as np
+
+    for run in [*a, *b]:
+        paired(a[0], run)
+    (x, sizes), (y, _) = _by_program(a, program), _by_program(b, program)
+    one, two, under = _crossed([x, y, sizes[None]], resamples, seed)
+    low, high = np.quantile((two - one) / under, [(1 - level) / 2, (1 + level) / 2])
+    pairs = [tuple(sum((Fraction(v) for v in s), Fraction(0)) / len(s) for s in of) for of in _sums(a, b, program)]
+    rates = [s.sum(1) / sizes.sum() for s in (x, y)]
+    return {
+        "runs": [len(x), len(y)],
+        "holes": int(sizes.sum()),
+        "programs": len(sizes),
+        "difference": float(rates[1].mean() - rates[0].mean()),
+        "low": float(low),
+        "high": float(high),
+        "p": sign_flip(pairs),
+        "p_seeds": _welch(*rates),
+    }
+
+
+def _by_program(runs: Sequence[Passes], program: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Passes by run and program (runs, programs), and holes by program, both float64."""
+    import numpy as np
+
+    for run in runs:
+        paired(runs[0], run)
+    place = {p: i for i, p in enumerate(dict.fromkeys(program[h] for h in runs[0]))}
+    at = np.array([place[program[h]] for h in runs[0]])
+    sums = [np.bincount(at, [float(run[h]) for h in runs[0]], len(place)) for run in runs]
+    return np.array(sums), np.bincount(at, minlength=len(place)).astype(float)
+
+
+def _sums(a: Sequence[Passes], b: Sequence[Passes], program: Mapping[str, str]) -> Iterator[tuple[list, list]]:
+    """By program, the exact number of passes of each run of the two strategies."""
+    holes: dict[str, list[str]] = {}
+    for hole in a[0]:
+        holes.setdefault(program[hole], []).append(hole)
+    for mine in holes.values():
+        yield tuple([sum(run[h] for h in mine) for run in runs] for runs in (a, b))
 
 
 # --- printed percentages, without ledgers ---------------------------------------------------------------------------
