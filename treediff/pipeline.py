@@ -81,6 +81,7 @@ def infilled(cfg: Config, hole_set: str) -> Path:
     if not cfg.model and int(os.environ.get("WORLD_SIZE", 1)) == 1:
         trained(cfg)
     sampling.sample(cfg, hole_set, None)
+    infill_scoring.floor(cfg, hole_set)
     return infill_scoring.score(cfg, hole_set)
 
 
