@@ -336,3 +336,10 @@ def test_a_renamed_copy_is_found_in_every_language(path):
     index = contamination.Index({"Mine/0": {"prompt": "", "canonical_solution": code}}, language)
     assert index.compare("", copy, language).code >= contamination.FLAG["code"]
     assert index.compare("", "\n".join(reversed(code.splitlines())), language).code < contamination.FLAG["code"]
+
+
+def test_problems_shorter_than_one_n_gram_are_named():
+    short, long = "def f(x): return x", "def f(x): return x + 1 * 2 - 3 / 4 + 5 ** 6 % 7"
+    found = contamination.Index({k: {"prompt": "", "canonical_solution": v} for k, v in (("s", short), ("l", long))})
+    assert found.too_short("code") == ["s"]
+    assert found.too_short("text") == ["s", "l"]

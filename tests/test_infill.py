@@ -315,7 +315,7 @@ def test_a_hole_that_does_not_fit_and_one_of_unknown_length_are_refused(run):
         model.gap(long, 0)
     with pytest.raises(UserError, match=r"nobody knows the true length of the hole in a.py"):
         infill.Infiller(run.but(hole_length="oracle")).gap(holes.marked("a.py", b"x = <fill>\n"), 0)
-    with pytest.raises(UserError, match="hole_length: must be oracle, search or a number of tokens, not 'long'"):
+    with pytest.raises(UserError, match=r"hole_length: .*oracle"):
         run.but(hole_length="long")
     with pytest.raises(UserError, match="model: an autoregressive model fills no holes"):
         infill.Infiller(run.but(model="x"))

@@ -282,3 +282,32 @@ def test_masks_are_the_same_on_a_gpu(name):
         here = rules.corrupt(CFG[name], labels, spans, uid, step, p)
         there = rules.corrupt(CFG[name], labels.cuda(), spans, uid.cuda(), step, p.cuda())
         assert torch.equal(here, there.cpu())
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    codes=st.lists(st.integers(0, 6), min_size=1, max_size=40),
+    weights=st.lists(st.sampled_from([0.0, 0.15, 0.6, 1.0]), min_size=5, max_size=5),
+    p=st.floats(0.001, 1),
+)
+def test_bernoulli_probabilities_sum_to_the_target_and_follow_the_weights(codes, weights, p):
+    """`budget = bernoulli`: min(1, c w) of one c, tokens of weight 0 only when all others are certain; by bisection."""
+    labels = labels_of(codes)
+    by_label = torch.tensor([0.0, 0.0, *weights], dtype=torch.float64)
+    code = labels >= CODE
+    target = p * code.sum(1)
+    got = rules._scaled(by_label[labels.int()], code, target)[0].numpy()
+    held = code[0].numpy()
+    w = by_label[labels.int()][0].numpy() * held
+    assert got[~held].sum() == 0
+    assert (got >= 0).all()
+    assert (got <= 1).all()
+    assert got.sum() == pytest.approx(target.item(), abs=1e-9)
+    low, high = 0.0, 1e6
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.minimum(1, middle * w).sum() < target.item() else (low, middle)
+    want = np.minimum(1, high * w)
+    idle = held & (w == 0)
+    want[idle] = max(0.0, target.item() - want.sum()) / max(1, idle.sum())
+    assert got == pytest.approx(want, abs=1e-6)

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treediff.config import Config
-from treediff.data import benchmarks, prepare, sources
+from treediff.data import benchmarks, prepare, reach, sources
 from treediff.masking import tokens
 from treediff.report import report
 from treediff.runs import open_run
 from treediff.sampling import run as sampling
 from treediff.scoring import infill as infill_scoring
+from treediff.scoring import restore, stats
 from treediff.scoring import run as scoring
-from treediff.scoring import stats
 from treediff.training import launch, plan
 
 if TYPE_CHECKING:
@@ -41,9 +41,17 @@ def prepared(cfg: Config, out: Path | None = None) -> datasets.Dataset:
 
 
 def statistics(cfg: Config, out: Path | None = None) -> dict[str, Any]:
-    """What is known of that data set (prepare.stats)."""
-    prepared(cfg, out)
-    return prepare.stats(cfg, out)
+    """What is known of that data set (prepare.stats), and how far the rules reach on it (reach.reach)."""
+    data = prepared(cfg, out)
+    return prepare.stats(cfg, out) | {"reach": reach.reach(cfg, data)}
+
+
+def reach_of(cfg: Config) -> dict[str, Any] | None:
+    """How far the rules reach on the run's data set; None as long as that is not prepared. Makes nothing."""
+    folder = Path(sources.tokenizer_folder(cfg))
+    if not folder.is_dir() or not (prepare.data_folder(cfg) / "stats.json").exists():
+        return None
+    return reach.reach(cfg, prepare.load(cfg))
 
 
 def trained(cfg: Config) -> Path:
@@ -95,6 +103,12 @@ def infill_said(cfg: Config, hole_set: str) -> str:
     return (
         f"{hole_set}, hole_length {cfg.hole_length}: {percent} pass, {same} as they were; {len(empty)} pass left empty"
     )
+
+
+def restored(cfg: Config) -> Path:
+    """The ledger of the AST nodes that the run restores whole, of the held-out part of `data = stdlib`."""
+    trained(cfg)
+    return restore.score(cfg)
 
 
 def reported(cfg: Config) -> Path:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from treediff.config import Config
 from treediff.data import benchmarks
@@ -52,7 +53,7 @@ FEW = 8
 """A problem with fewer n-grams than this counts by them only where a row holds them all; one with none, never."""
 
 NEAREST = 20
-_PERMUTATIONS = 128
+PERMUTATIONS = 128
 
 
 # --- a program and a text, normalised --------------------------------------------------------------------------------
@@ -129,8 +130,8 @@ def ngrams(items: list[str], own: list[bool] | None, n: int) -> np.ndarray:
     if own is not None:
         last: dict[str, int] = {}
         back = np.zeros(len(items), np.int64)
-        for i, (name, mine) in enumerate(zip(items, own, strict=True)):
-            if mine:
+        for i, (name, made_up) in enumerate(zip(items, own, strict=True)):
+            if made_up:
                 back[i] = i - last.get(name, -len(items) - n)
                 last[name] = i
         far = np.lib.stride_tricks.sliding_window_view(back, n)
@@ -152,7 +153,7 @@ class Features(NamedTuple):
 def features(text: str, code: str, language: str = "python") -> Features:
     """The n-grams and sketches of a row: its problem text and its program."""
     spoken, program = words(text), program_tokens(code, language)
-    items, own = [t for t, _ in program], [mine for _, mine in program]
+    items, own = [t for t, _ in program], [made_up for _, made_up in program]
     small = (ngrams(items, own, SHINGLE["code"]), ngrams(spoken, None, SHINGLE["text"]))
     return Features(
         ngrams(items, own, NGRAM["code"]), ngrams(spoken, None, NGRAM["text"]), tuple(_sketch(s) for s in small)
@@ -163,7 +164,7 @@ def _sketch(grams: np.ndarray) -> MinHash:
     from datasketch import MinHash
 
     empty = _empty_sketch()
-    out = MinHash(_PERMUTATIONS, hashfunc=int, permutations=empty.permutations, scheme=empty.scheme)
+    out = MinHash(PERMUTATIONS, hashfunc=int, permutations=empty.permutations, scheme=empty.scheme)
     out.update_batch((grams & np.uint64(0xFFFFFFFF)).tolist())
     return out
 
@@ -172,7 +173,7 @@ def _sketch(grams: np.ndarray) -> MinHash:
 def _empty_sketch() -> MinHash:
     from datasketch import MinHash
 
-    return MinHash(_PERMUTATIONS)
+    return MinHash(PERMUTATIONS)
 
 
 # --- the benchmarks --------------------------------------------------------------------------------------------------
@@ -204,7 +205,7 @@ class Index:
         self.grams = {"code": _invert([f.code for f in found]), "text": _invert([f.text for f in found])}
         self.sketches = [f.sketches for f in found]
         # Two empty or tiny sets are alike by chance.
-        self.tables = [MinHashLSH(threshold=0.5, num_perm=_PERMUTATIONS) for _ in ("code", "text")]
+        self.tables = [MinHashLSH(threshold=0.5, num_perm=PERMUTATIONS) for _ in ("code", "text")]
         for number, f in enumerate(found):
             for table, sketch, size in zip(self.tables, f.sketches, (len(f.code), len(f.text)), strict=True):
                 if size >= FEW:
@@ -369,7 +370,6 @@ def embedded(cfg: Config, files: list[Path]) -> dict[str, Any]:
     Raises UserError if there is no such model. On the first GPU, or slowly without one.
     """
     import torch
-    from tqdm import tqdm
     from transformers import AutoModel, AutoTokenizer
 
     try:

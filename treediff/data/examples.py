@@ -59,8 +59,9 @@ class Example:
         return f"{head}{self.code}\n```", start, start + len(self.code.encode())
 
 
-def example(row: dict[str, Any], language: str = "python") -> Example:
-    """Split a row into its three regions (3.2, A.3). Raises Dropped with the reason if it has not all of them."""
+def example(row: dict[str, Any], language: str = "python", empty_reasoning: str = "drop") -> Example:
+    """Split a row into its three regions (3.2, A.3). Raises Dropped with the reason if it has not all of them; the
+    reasoning may be empty where `empty_reasoning` is `keep`."""
     output, problem = row.get("output"), row.get("input")
     if not isinstance(output, str) or not isinstance(problem, str):
         raise Dropped("no input or output column")
@@ -76,7 +77,7 @@ def example(row: dict[str, Any], language: str = "python") -> Example:
     reasoning, closed, rest = rest.rpartition("</think>")
     if not closed:
         raise Dropped("<think> never closed")
-    if not reasoning.strip():
+    if not reasoning.strip() and empty_reasoning == "drop":
         raise Dropped("empty reasoning")
     names = ("", *table_of(language).fences.split())
     blocks = [m["code"] for m in _FENCE.finditer(rest) if m["language"].lower() in names]
@@ -102,7 +103,7 @@ def encode(cfg: Config, tok: PreTrainedTokenizerFast, ex: Example) -> dict[str, 
     (int32, flat triples), code_bytes, error_bytes (those that do not parse). It ends with the end-of-turn token, if
     there is one, without EOS.
 
-    Raises Dropped if it is longer than `max_length` (see the switch `overlong`) or speaks the mask token.
+    Raises Dropped if it is longer than `max_length` (see `overlong`) or if the mask token stands in the prompt.
     """
     prompt, _ = tokens.tokenize(tok, prompt_text(tok, ex.prompt), special=True)
     if (prompt == tok.mask_token_id).any():

@@ -13,7 +13,6 @@ Command: treediff prepare --data FILE --tokenizer FOLDER --out DIR
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -33,6 +32,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from treediff.config import Config
 from treediff.data import contamination, examples, sources
@@ -63,7 +64,7 @@ def prepare(cfg: Config, out: Path | None = None) -> datasets.Dataset:
     folder = Path(out or data_folder(cfg))
     if not (folder / "stats.json").exists():
         if folder.exists() and any(folder.iterdir()):
-            raise UserError(f"{folder}: not empty, and no data set of ours; name another folder.")
+            raise UserError(f"{folder}: not empty, and no data set of this kit; name another folder.")
         with _alone(folder):
             if not (folder / "stats.json").exists():
                 _prepare(cfg, folder, out is None)
@@ -104,7 +105,7 @@ def data_folder(cfg: Config) -> Path:
 
 def data_fingerprint(cfg: Config) -> str:
     """Changes with the data, the tokenizer, the grammar, any data switch, and what else decides about a row: the
-    weights where they choose a token's owner, the benchmarks where rows like theirs are dropped."""
+    weights where they choose a token's owner, the benchmarks where rows that hold their problems are dropped."""
     return fingerprint(_made_of(cfg), contamination.stamps(cfg) if cfg.decontaminate else [])
 
 
@@ -168,7 +169,6 @@ def _prepare(cfg: Config, folder: Path, keep: bool) -> None:
 
 def _encode(cfg: Config, parts: Path) -> list[Path]:
     """Write the part of every chunk that has none yet; all parts' files, in the order of the rows."""
-    from tqdm import tqdm
 
     complete = parts / "complete.json"
     if not complete.exists():
@@ -196,7 +196,7 @@ def _part(parts: Path, number: int) -> Path:
 
 
 def _chunks(cfg: Config) -> Iterator[list[tuple[int, Any]]]:
-    """The numbered rows, in lists of about CHUNK bytes. They depend on the data alone."""
+    """The numbered rows, in lists of about PART_BYTES. They depend on the data alone."""
     rows, size = [], 0
     for number, row in sources.raw_rows(cfg):
         rows.append((number, row))
@@ -218,7 +218,7 @@ def encode_part(cfg: Config, path: Path, rows: list[tuple[int, Any]]) -> int:
     for number, raw in rows:
         row = read_row(cfg.data, number, raw)
         try:
-            ex = examples.example({"id": str(number), **row}, cfg.language)
+            ex = examples.example({"id": str(number), **row}, cfg.language, cfg.empty_reasoning)
             records.append({"row": number, **examples.encode(cfg, tok, ex)})
         except Dropped as reason:
             dropped[str(reason)] += 1
@@ -275,7 +275,8 @@ def _publish(cfg: Config, files: list[Path], temporary: Path, mark: str) -> None
     checked = _check(cfg, sorted(temporary.glob("*.arrow")))
     rows = {"read": read, "dropped": dict(dropped.most_common()), "usable": len(fit)}
     rows |= {"not_chosen": len(fit) - len(chosen), "kept": len(chosen)}
-    known = {"fingerprint": mark, "data": cfg.data, "tokenizer": cfg.tokenizer, "rows": rows}
+    known = {"fingerprint": mark, "data": cfg.data, "source": sources.data_stamp(cfg)}
+    known |= {"tokenizer": cfg.tokenizer, "rows": rows}
     write_json(
         temporary / "stats.json", known | tally.as_dict() | {"contamination": checked, "switches": cfg.as_dict("data")}
     )
@@ -404,7 +405,7 @@ def spread(cfg: Config, task: Callable[..., Any], jobs: Iterable[tuple[Any, ...]
 
 
 def _as_worker() -> None:
-    """A process of ours leaves Ctrl-C to the one that started it, and does not outlive that one."""
+    """A worker leaves Ctrl-C to the process that started it, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
@@ -419,10 +420,13 @@ def _as_worker() -> None:
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the lock of the data set `folder`; wait for another process that makes it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s: another process is making this data set; waiting for it", folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: another process is making this data set; waiting for it", folder)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()

@@ -1,4 +1,5 @@
-"""Where rows come from: TinyCode, a JSONL or Parquet file, a hub data set; and the tokenizer that is trained on them.
+"""Where rows come from: TinyCode, Python's standard library, a JSONL or Parquet file, a hub data set; and the tokenizer
+that is trained on them.
 
     for row in rows(cfg): ...                     # OpenCodeReasoning's columns: id, input, output, solution
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from treediff.config import Config
-from treediff.data import examples, tinycode
+from treediff.data import examples, stdlib, tinycode
 from treediff.errors import UserError
 from treediff.files import numbered_lines, read_row, whole
 from treediff.masking import tokens
@@ -35,6 +36,8 @@ def raw_rows(cfg: Config) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
     that encode them can read them too."""
     if cfg.data == "tinycode":
         yield from enumerate(tinycode.training(cfg.rows, cfg.data_seed))
+    elif cfg.data == "stdlib":
+        yield from enumerate(stdlib.rows())
     elif Path(cfg.data).suffix in (".jsonl", ".json"):
         yield from numbered_lines(Path(cfg.data))
     elif Path(cfg.data).suffix == ".parquet":
@@ -55,7 +58,8 @@ def raw_rows(cfg: Config) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
         except Exception as e:  # the hub's errors have no common base; all mean that the data is out of reach
             reason = str(e).strip().splitlines()[0]
             raise UserError(
-                f"data: {cfg.data} is no `tinycode`, no .jsonl or .parquet file and no reachable data set ({reason})."
+                f"data: {cfg.data} is no `tinycode`, no `stdlib`, no .jsonl or .parquet file and no reachable "
+                f"data set ({reason})."
             ) from None
 
 
@@ -90,18 +94,21 @@ def _examples(cfg: Config) -> Iterator[examples.Example]:
     """The rows that can serve, whatever their length."""
     for row in rows(cfg):
         with suppress(examples.Dropped):
-            yield examples.example(row, cfg.language)
+            yield examples.example(row, cfg.language, cfg.empty_reasoning)
 
 
 log = logging.getLogger(__name__)
 
-_TOKENIZER_SWITCHES = ("data", "data_split", "rows", "data_seed", "vocab_size", "language")
+_TOKENIZER_SWITCHES = ("data", "data_split", "rows", "data_seed", "vocab_size", "language", "empty_reasoning")
 
 
 def data_stamp(cfg: Config) -> Any:
-    """What stands for the rows: a file's size and time; TinyCode's own source; nothing for a hub data set."""
+    """What stands for the rows: a file's size and time; TinyCode's own source; Python's version and the standard
+    library's files; nothing for a hub data set."""
     if cfg.data == "tinycode":
         return tinycode_stamp()
+    if cfg.data == "stdlib":
+        return stdlib.stamp()
     source = Path(cfg.data)
     return [source.stat().st_size, source.stat().st_mtime_ns] if source.is_file() else []
 

@@ -401,12 +401,12 @@ def _pools(split: Split) -> dict[str, list[_Pool]]:
             else:
                 found = []
             pools.setdefault(family.name, []).extend(_Pool(family.name, ops, axes) for axes in found)
-    return {name: mine for name, mine in pools.items() if mine}
+    return {name: found for name, found in pools.items() if found}
 
 
 def count() -> dict[str, int]:
     """How many distinct training problems each family has."""
-    return {name: sum(pool.size for pool in mine) for name, mine in _pools("train").items()}
+    return {name: sum(pool.size for pool in found) for name, found in _pools("train").items()}
 
 
 # --- what the other stages call -----------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def _columns(text: str) -> int:
 
 
 def _code(ax: Axes, text: str, runs: Sequence[tuple[int, int, str]], masked: Sequence[bool] = ()) -> None:
-    """Draw `text` on a grid of characters, each run (character start, end, colour) as a box; masked runs hide theirs.
+    """Draw `text` on a grid of characters, each run (character start, end, colour) as a box; masked ones are hidden.
 
     Each box's text is drawn for itself, because a line's would drift: fonts round the width of a character.
     """

@@ -8,6 +8,8 @@ A view is what `prepare` would make of the code alone.
 
 from __future__ import annotations
 
+import heapq
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,8 +39,6 @@ class View(NamedTuple):
 def example_code(source: str, lines: int, language: str = "python") -> tuple[str, str]:
     """A name and up to `lines` lines of code to look at, from the file `source` (or a module of the standard library):
     its shortest telling function, without the indentation it has there. Raises UserError for an unreadable file."""
-    import heapq
-    import textwrap
 
     if not source and language != "python":
         raise UserError(f"source: name a file in {language}; only for Python one is at hand.")
@@ -61,13 +61,13 @@ def view(cfg: Config, tok: PreTrainedTokenizerFast, code: str) -> View:
     return View(ids, starts, labels, examples.groups(cfg, parsed, tokens.anchors(tok, ids, starts), 0))
 
 
-def view_masks(cfg: Config, seen: View, level: float, draws: int = 1) -> np.ndarray:
+def view_masks(cfg: Config, shown: View, level: float, draws: int = 1) -> np.ndarray:
     """The tokens of a view that `cfg.masking` masks at noise level `level`, bool (draws, tokens)."""
     import torch
 
-    labels = torch.from_numpy(seen.labels).expand(draws, -1)
+    labels = torch.from_numpy(shown.labels).expand(draws, -1)
     p = torch.full((draws,), level, dtype=torch.float64)
-    spans = [seen.groups[reads]] * draws if (reads := STRATEGIES[cfg.masking].reads) else None
+    spans = [shown.groups[reads]] * draws if (reads := STRATEGIES[cfg.masking].reads) else None
     return rules.corrupt(cfg, labels, spans, torch.arange(draws), 0, p).numpy()
 
 
@@ -105,28 +105,28 @@ def answer_tokens(
     return text, list(zip(first.tolist(), last.tolist(), strict=True)), committed_at, labels
 
 
-def inclusion(cfg: Config, seen: View, levels: np.ndarray, draws: int) -> dict[str, np.ndarray]:
+def inclusion(cfg: Config, shown: View, levels: np.ndarray, draws: int) -> dict[str, np.ndarray]:
     """Share of each tier's tokens that `cfg.masking` masks at each noise level, over `draws` draws: by tier name."""
-    masked = np.array([view_masks(cfg, seen, p, draws).mean(0) for p in levels])
-    there = [i for i in range(CODE, len(LABELS)) if (seen.labels == i).any()]
-    return {LABELS[i]: masked[:, seen.labels == i].mean(1) for i in there}
+    masked = np.array([view_masks(cfg, shown, p, draws).mean(0) for p in levels])
+    there = [i for i in range(CODE, len(LABELS)) if (shown.labels == i).any()]
+    return {LABELS[i]: masked[:, shown.labels == i].mean(1) for i in there}
 
 
-def expected_shares(cfg: Config, seen: View, levels: np.ndarray) -> dict[str, np.ndarray]:
+def expected_shares(cfg: Config, shown: View, levels: np.ndarray) -> dict[str, np.ndarray]:
     """What theory says of `inclusion`, by tier name; empty for rules that have no closed form."""
 
-    there = [i for i in range(CODE, len(LABELS)) if (seen.labels == i).any()]
+    there = [i for i in range(CODE, len(LABELS)) if (shown.labels == i).any()]
     if cfg.masking in ("none", "random"):
         return {LABELS[i]: levels for i in there}
     if cfg.masking != "ast" or cfg.budget != "exact":
         return {}
-    weights = np.array(cfg.weights())[seen.labels]
+    weights = np.array(cfg.weights())[shown.labels]
     expected = np.array([rules.expected_inclusion(weights, int(p * len(weights))) for p in levels])
-    return {LABELS[i]: expected[:, seen.labels == i].mean(1) for i in there}
+    return {LABELS[i]: expected[:, shown.labels == i].mean(1) for i in there}
 
 
-def run_lengths(cfg: Config, seen: View, level: float, draws: int) -> list[int]:
+def run_lengths(cfg: Config, shown: View, level: float, draws: int) -> list[int]:
     """Lengths of the runs of adjacent masked tokens over `draws` draws at one noise level."""
-    padded = np.pad(view_masks(cfg, seen, level, draws).astype(np.int8), ((0, 0), (1, 1))).ravel()
+    padded = np.pad(view_masks(cfg, shown, level, draws).astype(np.int8), ((0, 0), (1, 1))).ravel()
     edges = np.flatnonzero(np.diff(padded))
     return (edges[1::2] - edges[::2]).tolist()

@@ -17,6 +17,7 @@ import hashlib
 import importlib
 from dataclasses import dataclass
 from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -42,7 +43,7 @@ class Grammar:
 
     table: Table
     parser: tree_sitter.Parser
-    tier_of_kind: np.ndarray  # uint8, the last entry for ERROR nodes, whose id is not theirs
+    tier_of_kind: np.ndarray  # uint8, the last entry for ERROR nodes, which have no kind of their own
     paints: np.ndarray  # bool: the kinds whose nodes own bytes, tiered ones and ERROR
     comments: np.ndarray  # bool
     names: np.ndarray  # bool: some kind of identifier
@@ -142,7 +143,6 @@ def installed() -> list[str]:
 def grammar_version(language: str = "python") -> str:
     """What decides a language's tiers, for fingerprints: the versions of tree-sitter and of the grammar, and a hash of
     the table. Raises UserError for a language that is unknown or not installed."""
-    from importlib.metadata import PackageNotFoundError, version
 
     table = table_of(language)
     package = table.grammar.replace("_", "-")

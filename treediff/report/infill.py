@@ -109,8 +109,9 @@ def _entry(cfg: Config, hole_set: str) -> dict[str, Any]:
     compared = []
     for one, two in PAIRS:
         if one in runs and two in runs:
+            both = cfg.backbone == "pretrain" and runs[one].keys() == runs[two].keys()  # as comparisons.pooled
             sides = (passes(s, lambda r: True) for s in (one, two))
-            compared.append({"from": one, "to": two, **stats.clustered_pooled(*sides, program)})
+            compared.append({"from": one, "to": two, **stats.clustered_difference(*sides, program, both)})
     for record, p in zip(compared, stats.holm([r["p"] for r in compared]), strict=True):
         record["p_holm"] = p
     return {
@@ -179,12 +180,13 @@ def markdown(entry: Mapping[str, Any]) -> str:
     share = floor["passed"] / floor["holes"]
     lines.append(f"| hole left empty | | {100 * share:.1f} ({floor['passed']}/{floor['holes']}) | |")
     if entry["comparisons"]:
-        lines += ["", "| | difference [points] | p, programs | p, seeds |", "|---|---|---|---|"]
+        lines += ["", "| | runs | difference [points] | p | speaks of further |", "|---|---|---|---|---|"]
     for r in entry["comparisons"]:
         names = f"{STRATEGIES[r['to']].title} against {STRATEGIES[r['from']].title}"
         low, high, middle = (100 * r[k] for k in ("low", "high", "difference"))
-        p_seeds = "" if r["p_seeds"] is None else f"{r['p_seeds']:.2g}"
-        lines.append(f"| {names} | {middle:+.1f} [{low:+.1f}, {high:+.1f}] | {r['p_holm']:.2g} | {p_seeds} |")
+        runs = "{1} and {0}".format(*r["runs"])
+        interval = f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
+        lines.append(f"| {names} | {runs} | {interval} | {r['p_holm']:.2g} | {r['over']} |")
     return "\n".join([*lines, "", f"p is adjusted by Holm's procedure. {entry['model']}"])
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from treediff.config import Config
-from treediff.data import benchmarks, sources
+from treediff.data import benchmarks, reach, sources
 from treediff.errors import UserError
 from treediff.figures import plots, views
 from treediff.files import read_jsonl
@@ -379,6 +379,8 @@ def _data(summary: dict[str, Any]) -> Iterable[str]:
             f"<p>{data['rows_with_parse_errors']:,} programs ({data['parse_error_row_share']:.2%}) do not parse whole; "
             f"{data['parse_error_byte_share']:.2%} of the code’s bytes lie in what does not parse.</p>"
         )
+        if "reach" in data:
+            yield f"<pre>{html.escape(reach.text(data['reach']))}</pre>"
         yield from _contamination(data["contamination"])
     yield "</section>"
 

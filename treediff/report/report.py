@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treediff.config import SWITCHES, Config, resolve
-from treediff.data import benchmarks, sources
+from treediff.data import benchmarks, reach, sources
 from treediff.errors import UserError
 from treediff.figures import plots, views
 from treediff.files import read_json, read_jsonl, whole, write_json
@@ -270,7 +270,7 @@ def deviations(cfg: Config) -> list[dict[str, Any]]:
     """The switches in which our runs differ from the paper's: ours, the paper's, and what it is.
 
     Ours are those that the runs of this seed were made with, as their directories record them, by run where these
-    differ; the report's own where there is no run. What a backbone made on the temporary changes stands in `pretrain`.
+    differ; the report's own where there is no run. What a backbone made on the spot changes stands in `pretrain`.
     """
     theirs = resolve("paper").as_dict()
     runs = [s for s in MASKINGS if (cfg.with_masking(s).run_dir / "config.json").exists()]
@@ -281,7 +281,7 @@ def deviations(cfg: Config) -> list[dict[str, Any]]:
         distinct = list({json.dumps(v): v for v in values.values()}.values())
         if distinct and distinct != [theirs[name]]:
             ours = distinct[0] if len(distinct) == 1 else values
-            meaning = SWITCHES[name].metadata["help"]
+            meaning = SWITCHES[name].help
             out.append({"switch": name, "ours": ours, "paper": theirs[name], "meaning": meaning})
     return out
 
@@ -298,6 +298,8 @@ def _made(run: Config) -> dict[str, Any]:
 
 def data_sets(cfg: Config) -> dict[str, Any]:
     """Statistics of the data sets that the runs of this seed were trained on, by the runs' names."""
+    import datasets
+
     of: dict[str, list[str]] = {}
     for strategy in ROWS:
         path = cfg.with_masking(strategy).run_dir / "provenance.json"
@@ -305,7 +307,13 @@ def data_sets(cfg: Config) -> dict[str, Any]:
             of.setdefault(read_json(path)["data"], []).append(STRATEGIES[strategy].title)
     files = {", ".join(names): cfg.preset_dir / "data" / mark / "stats.json" for mark, names in of.items()}
     found = {names: read_json(path) for names, path in files.items() if path.exists()}
-    return {names: facts for names, facts in found.items() if "contamination" in facts}  # older ones have less to show
+    found = {names: facts for names, facts in found.items() if "contamination" in facts}  # older ones have less to show
+    for names, facts in found.items():
+        run = next(cfg.with_masking(s) for s in ROWS if STRATEGIES[s].title in names.split(", "))
+        if (files[names].parent / "state.json").exists():  # else the rows themselves are gone
+            data = datasets.load_from_disk(str(files[names].parent)).with_format("numpy")
+            facts["reach"] = reach.reach(run, data)
+    return found
 
 
 def provenances(cfg: Config) -> dict[str, Any]:

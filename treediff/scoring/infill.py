@@ -4,7 +4,7 @@
     rows = outcomes(cfg, "ast-tinycode")            # {hole: {"task", "tier", "size", "passed", "exact"}}
     floor(cfg, "ast-tinycode")                      # holes whose program passes with the hole left empty
 
-Holes of a program are no independent cases: stats.clustered and stats.clustered_pooled resample programs.
+Holes of a program are no independent cases: stats.clustered and stats.clustered_difference resample programs.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from treediff.config import Config
-from treediff.data import examples, prepare, sources
+from treediff.data import examples, prepare, sources, stdlib
 from treediff.files import read_row, whole
 from treediff.masking import rules, tokens
 from treediff.training import batch
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 LEVELS = (0.25, 0.5, 0.75)
 """Noise levels: at each, exactly that share of a row's answer tokens is masked."""
 
-_DATA_SEED = 77_001  # of problems made on the temporary: one set for all runs of a preset
+_DATA_SEED = 77_001  # of problems made on the spot: one set for all runs of a preset
 _MASK_SEED = 77_002
 _MOST = 100_000  # rows of the source that are looked through
 
@@ -64,15 +64,17 @@ def _fresh(cfg: Config, runs: list[Config]) -> Iterator[dict[str, Any]]:
     seen: set[int] = set()
     for run in runs:
         seen |= set(prepare.load(run)["uid"][:].tolist())
-    if cfg.data != "tinycode" and not prepare.stats(cfg)["rows"]["not_chosen"]:
+    if cfg.data not in ("tinycode", "stdlib") and not prepare.stats(cfg)["rows"]["not_chosen"]:
         return  # every row that can serve is trained on
     tok = tokens.load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision)
-    # A problem set made on the temporary is made anew; a file or a hub's data set is read from its beginning.
-    source = cfg.but(rows=4 * cfg.eval_rows, data_seed=_DATA_SEED)
-    for number, row in islice(sources.raw_rows(source), _MOST):
+    # A problem set made on the spot is made anew; a file or a hub's data set is read from its beginning.
+    source = sources.raw_rows(cfg.but(rows=4 * cfg.eval_rows, data_seed=_DATA_SEED))
+    if cfg.data == "stdlib":  # other modules
+        source = enumerate(stdlib.rows(held_out=True))
+    for number, row in islice(source, _MOST):
         try:
             row = {"id": str(number), **read_row(cfg.data, number, row)}
-            example = examples.example(row, cfg.language)
+            example = examples.example(row, cfg.language, cfg.empty_reasoning)
             if examples.uid(example) in seen:
                 continue
             record = examples.encode(cfg, tok, example)
