@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -79,22 +80,17 @@ def checked(
     check is called by a function that comes last and answers when nothing was raised, so that a program that ends its
     process has not passed.
     """
-    import os
-
     limit = {"inputs": [[]], "expected": [True], "times": [SECONDS / 4], "extras": [0.0]}
-    line = {"kind": "check", "task": "", "entry": holes.CHECK, "atol": 0, "base": limit}
-    keys = {json.dumps(key): key for key in programs}
-    jobs = [
-        (text, {"program": programs[key][1] + programs[key][0].test}, json.dumps(line).encode())
-        for text, key in keys.items()
-    ]
-    found, sandbox = {}, {}
+    line = json.dumps({"kind": "check", "entry": holes.CHECK, "atol": 0, "base": limit}).encode()
+    texts = {key: program + hole.test for key, (hole, program) in programs.items()}
+    found, sandbox = {}, {}  # by program: those that are the same are judged once
+    jobs = [(text, {"program": text}, line) for text in dict.fromkeys(texts.values())]
     for text, result in judged(jobs, workers or len(os.sched_getaffinity(0)), [], title, 0):
         if text is None:
             sandbox = result
         else:
-            found[keys[text]] = {k: v for k, v in result.items() if k != "plus"}
-    return {key: found[key] for key in programs}, sandbox
+            found[text] = {k: v for k, v in result.items() if k != "plus"}
+    return {key: found[text] for key, text in texts.items()}, sandbox
 
 
 def floor(cfg: Config, hole_set: str) -> set[str]:

@@ -302,7 +302,7 @@ def clustered(runs: Sequence[Passes], program: Mapping[str, str]) -> dict[str, A
     Gives `holes`, `programs`, `rates` (of each run), `rate` (their mean), `low` and `high`, all shares.
     """
     sizes = _sizes(runs[0], program)
-    values = [_by_program(paired_with(runs[0], run), program, sizes) for run in runs]
+    values = [_by_program(_like(runs[0], run), program, sizes) for run in runs]
     found = pooled_rate(values)
     if len(runs) == 1 and 0 < found["mean"] < 1:
         low, high = bootstrap(dict.fromkeys(sizes, 0), values[0])
@@ -323,7 +323,7 @@ def clustered_difference(
     and programs`, or `programs` where a strategy has one run) and `p_programs`, the sign-flip test over programs.
     """
     sizes = _sizes(a[0], program)
-    one, two = ([_by_program(paired_with(a[0], run), program, sizes) for run in runs] for runs in (a, b))
+    one, two = ([_by_program(_like(a[0], run), program, sizes) for run in runs] for runs in (a, b))
     found = pooled(one, two, paired_runs)
     means = [{p: sum(v[p] for v in of) / len(of) for p in sizes} for of in (one, two)]
     sums = [{p: Fraction(0) for p in sizes} for _ in (a, b)]
@@ -339,7 +339,7 @@ def clustered_difference(
     return out | {"low": low, "high": high, "p": out["p_programs"], "over": "programs"}
 
 
-def paired_with(like: Passes, run: Passes) -> Passes:
+def _like(like: Passes, run: Passes) -> Passes:
     """`run`, in the order of `like`. Raises UserError if they are not of the same cases."""
     paired(like, run)
     return {case: run[case] for case in like}
