@@ -128,9 +128,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def underscored(argv: list[str]) -> list[str]:
-    """The arguments with dashes in the names of options as underscores."""
-    split = [x.partition("=") for x in argv]
-    return ["--" + x[0][2:].replace("-", "_") + x[1] + x[2] if x[0].startswith("--") else "".join(x) for x in split]
+    """The arguments with dashes in the names of options as underscores, and `--name.key value` as one: argparse would
+    take that value for a file."""
+    out: list[str] = []
+    for x in argv:
+        name, equals, value = x.partition("=")
+        if out and out[-1].startswith("--") and "." in out[-1] and "=" not in out[-1]:
+            out[-1] += f"={x}"
+        else:
+            out.append("--" + name[2:].replace("-", "_") + equals + value if x.startswith("--") else x)
+    return out
 
 
 def switches(args: argparse.Namespace, extra: list[str]) -> Config:

@@ -105,7 +105,7 @@ def _entry(cfg: Config, hole_set: str) -> dict[str, Any]:
     by_size = []
     for low, high in SIZES:
         name = f"{low}-{high}" if high < 10**9 else f"{low} or more"
-        by_size += rates(lambda x, a=low, b=high: a <= x["size"] <= b, group=name.replace("0-2", "1-2"))
+        by_size += rates(lambda x, a=low, b=high: a <= x["size"] <= b, group=name if low else f"up to {high}")
     compared = []
     for one, two in PAIRS:
         if one in runs and two in runs:
