@@ -123,6 +123,7 @@ def _download(name: str) -> Path:
 
 
 def unpack(path: Path) -> bytes:
+    """The content of a file, unpacked if it is gzip. Raises UserError if it cannot be read."""
     try:
         raw = path.read_bytes()
         return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw

@@ -56,6 +56,7 @@ class Hole:
     test: str = ""  # a program that calls the check, where the benchmark has no inputs and outputs
 
     def program(self, completion: str) -> str:
+        """The program with `completion` in the hole."""
         return self.prefix + completion + self.suffix
 
 

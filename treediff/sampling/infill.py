@@ -101,17 +101,21 @@ class Gap:
 
     @property
     def task(self) -> str:
+        """The program that the hole is cut from."""
         return self.hole.task
 
     @property
     def key(self) -> tuple[str, int]:
+        """What names its line in the samples' file."""
         return self.hole.task, self.sample
 
     @property
     def uid(self) -> int:
+        """What names it to the random numbers, below 2**32."""
         return zlib.crc32(self.hole.id.encode())
 
     def text(self, length: int) -> Gapped:
+        """The canvas with a hole of `length` tokens."""
         return Gapped([self.ids[: self.before], self.ids[self.before :]], [length])
 
 

@@ -69,15 +69,15 @@ def fill(cfg: Config, hole: Hole, out: TextIO) -> str:
 class Screen:
     """A terminal on which an answer is drawn over and over at the same place."""
 
-    def __init__(self, out: TextIO, tok: PreTrainedTokenizerFast, cfg: Config, frame: float = 1 / 15) -> None:
-        self.out, self.tok, self.mask, self.frame = out, tok, tok.mask_token_id, frame
+    def __init__(self, out: TextIO, tok: PreTrainedTokenizerFast, cfg: Config, pause: float = 1 / 15) -> None:
+        self.out, self.tok, self.mask, self.pause = out, tok, tok.mask_token_id, pause
         self.lines, self.drawn, self.last = 0, 0.0, []
         self.size = shutil.get_terminal_size()
         self.frame_of = lambda ids, before: frame(tok, ids, before, self.size.columns, self.size.lines - 2)
 
     def draw(self, state: torch.Tensor, behind: float) -> None:
         """Draw the first answer of `state` (B, T), at most 15 times a second."""
-        if time.monotonic() - self.drawn < self.frame:
+        if time.monotonic() - self.drawn < self.pause:
             return
         self.drawn, ids = time.monotonic(), state[0].tolist()
         self.wipe()
