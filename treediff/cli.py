@@ -1,4 +1,4 @@
-"""The stages as commands: treediff annotate | prepare | train | export | sample | score | study | report ...
+"""The stages as commands: treediff annotate | prepare | train | export | sample | infill | score | study | report ...
 
 Every command takes `--preset`, `--masking`, `--seed` and any switch by name (`treediff COMMAND --help` lists those that
 matter to it, `treediff switches` all); the entries of a mapping are set as `--pretrain.max_steps 500`. Exit codes:
@@ -57,6 +57,11 @@ def parser(chosen: str | None = None, preset: str | None = None) -> Parser:
     sub = command("sample", "sample the benchmarks from one run, training it first if need be")
     sub.add_argument("--prompt", help="answer this one prompt in the terminal instead, denoising it before your eyes")
     sub.add_argument("--local_rank", help=argparse.SUPPRESS)  # deepspeed's launcher adds it
+    sub = command("infill", "fill a hole of FILE, denoising it before your eyes; without FILE, a benchmark's holes")
+    sub.add_argument("file", nargs="?", type=Path, help="a source file; without it the holes of `holes` are filled")
+    sub.add_argument("--line", type=int, help="the hole is this line of FILE, from 1 (or mark it with <fill>)")
+    sub.add_argument("--node", help="the hole is the syntax node of FILE at LINE:COLUMN, both from 1")
+    sub.add_argument("--problems", type=Path, help="HumanEval-Infilling's file for --holes (without: downloaded)")
     sub = command("score", "score one run's samples, or any file of samples, in a sandbox")
     sub.add_argument("--benchmark", help="humaneval, mbpp or tinycode, with --samples and --out")
     sub.add_argument("--problems", type=Path, help="its problems, as EvalPlus packs them (without: downloaded)")
@@ -123,9 +128,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def underscored(argv: list[str]) -> list[str]:
-    """The arguments with dashes in the names of options as underscores."""
-    split = [x.partition("=") for x in argv]
-    return ["--" + x[0][2:].replace("-", "_") + x[1] + x[2] if x[0].startswith("--") else "".join(x) for x in split]
+    """The arguments with dashes in the names of options as underscores, and `--name.key value` as one: argparse would
+    take that value for a file."""
+    out: list[str] = []
+    for x in argv:
+        name, equals, value = x.partition("=")
+        if out and out[-1].startswith("--") and "." in out[-1] and "=" not in out[-1]:
+            out[-1] += f"={x}"
+        else:
+            out.append("--" + name[2:].replace("-", "_") + equals + value if x.startswith("--") else x)
+    return out
 
 
 def switches(args: argparse.Namespace, extra: list[str]) -> Config:
@@ -134,6 +146,9 @@ def switches(args: argparse.Namespace, extra: list[str]) -> Config:
     while extra:
         option, *extra = extra
         if not option.startswith("--"):
+            if getattr(args, "file", "") is None:  # argparse does not see an optional file behind the switches
+                args.file = Path(option)
+                continue
             raise UserError(f"{option}: not understood; switches are given as --name value.")
         option, equals, value = option[2:].partition("=")
         name, _, key = option.partition(".")
@@ -218,6 +233,40 @@ def sample(args: argparse.Namespace, cfg: Config) -> None:
     for benchmark in cfg.benchmarks:
         for length in cfg.lengths:
             print(pipeline.sampled(cfg, benchmark, length))
+
+
+def infill(args: argparse.Namespace, cfg: Config) -> None:
+    from treediff import pipeline
+    from treediff.data import holes
+    from treediff.masking import tiers
+    from treediff.sampling import terminal
+
+    path = args.file
+    if args.problems:
+        cfg = cfg.but(benchmark_files={**cfg.benchmark_files, cfg.holes: str(args.problems)})
+    if path is None:
+        for name in ("line", "node"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name}: in which file? Give it: treediff infill FILE --{name} ...")
+        for hole_set in holes.sets(cfg):
+            print(pipeline.infilled(cfg, hole_set))
+            print(pipeline.infill_said(cfg, hole_set))
+        return
+    if args.line is not None and args.node is not None:
+        raise UserError("--line: one hole at a time; give --line or --node.")
+    source = tiers.read_source(path)
+    if args.line is not None:
+        hole = holes.at_line(str(path), source, args.line)
+    elif args.node is not None:
+        language = cfg.language if "language" in args else tiers.language_of(path)
+        hole = holes.at_node(str(path), source, args.node, language)
+    else:
+        hole = holes.marked(str(path), source)
+    if "backbone" in args and "masking" not in args:  # a backbone was named, so that is the model
+        cfg = cfg.but(masking="none", **({} if "tokenizer" in args else {"tokenizer": cfg.backbone}))
+    if cfg.masking != "none" or cfg.backbone == "pretrain":
+        pipeline.trained(cfg)
+    terminal.fill(cfg, hole, sys.stdout)
 
 
 def score(args: argparse.Namespace, cfg: Config) -> None:
@@ -339,6 +388,7 @@ COMMANDS = {
     "train": train,
     "export": export,
     "sample": sample,
+    "infill": infill,
     "score": score,
     "study": study,
     "report": report,

@@ -24,6 +24,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from treediff.errors import UserError
 from treediff.strategies import STRATEGIES
 
+HOLE_SETS = ("ast", "single-line", "multi-line", "random-span", "random-span-light")
+
 
 def switch(default: Any, stage: str, text: str, paper: str = "", **limits: Any) -> Any:
     """A field of `Config`. `stage` says which outputs depend on it: run, data, train or sample; `limits` are
@@ -65,7 +67,7 @@ class Config(BaseModel):
     masking: Literal[*STRATEGIES] = switch(
         "ast",
         "run",
-        "corruption of the code region (`identifier` and `line` are not the paper's); `none`: the backbone alone",
+        "corruption of the code region (`identifier`, `line`, `ast_hole`: not the paper's); `none`: the backbone alone",
         "3.4, C",
     )
     seed: int = switch(0, "run", "seed of data order, noise, masks, initialisation and sampling", ge=0)
@@ -284,6 +286,39 @@ class Config(BaseModel):
     extract: Literal["sanitize", "first_fence"] = switch(
         "sanitize", "sample", "program out of the answer: EvalPlus's sanitize, or the first code fence"
     )
+
+    # --- holes (`treediff infill`; not the paper's) ------------------------------------------------------------------
+    holes: Literal[*HOLE_SETS] = switch(
+        "ast",
+        "run",
+        "`ast`: whole nodes of the programs of `benchmarks`; or a set of HumanEval-Infilling: single-line, multi-line, "
+        "random-span, random-span-light",
+    )
+    tier: Literal["any", "skeleton", "data", "condition", "control"] = switch(
+        "any", "sample", "tier of the nodes that are taken out; `any`: some of each tier"
+    )
+    holes_per_program: int = switch(
+        1, "sample", "nodes of each tier that are taken out of a program, one at a time", ge=1
+    )
+    hole_seed: int = switch(
+        0, "sample", "seed of their choice, apart from `seed`, so that all runs fill the same holes", ge=0
+    )
+    hole_length: str = switch(
+        "search",
+        "sample",
+        "tokens of a hole: `oracle`, the true number; a number, where an end of text in the hole ends it earlier; or "
+        "`search`, that of hole_lengths in which the model is surest on average",
+        pattern="^(oracle|search|[0-9]{1,4})$",
+    )
+    hole_lengths: Items[Annotated[int, Field(ge=0)]] = switch(
+        [1, 2, 4, 8, 16, 32], "sample", "what `search` tries [tokens]", min_length=1
+    )
+    hole_context: Literal["answer", "program"] = switch(
+        "answer",
+        "sample",
+        "around a hole: the problem in the user's turn and the program as an answer of code with an empty reasoning; "
+        "or the program alone",
+    )
     samples_per_task: int = switch(
         1, "run", "samples per benchmark problem (pass@k); more need a temperature", ge=1, le=256
     )
@@ -472,6 +507,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_every": 50,
         "eval_rows": 64,
         "benchmarks": ["tinycode"],
+        "hole_lengths": [1, 2, 3, 4, 6, 8, 12, 16, 24, 32],
         "lengths": [96],  # the longest answer has 75 tokens
         "cache": "dual",
         "prompt_style": "bare",

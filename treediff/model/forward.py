@@ -62,16 +62,20 @@ def padding_bias(model: nn.Module, attention_mask: torch.Tensor) -> torch.Tensor
 
 
 def window_states(
-    model: nn.Module, ids: torch.Tensor, first: int, bias: torch.Tensor | None, kept: KeyValues | None
+    model: nn.Module, ids: torch.Tensor, first: int | torch.Tensor, bias: torch.Tensor | None, kept: KeyValues | None
 ) -> torch.Tensor:
     """Last hidden states (B, W, d) of the window `ids` (B, W) of a canvas, which begins at position `first`.
+
+    Where the canvas is not in the order of the text, `first` are the tokens' places in the text, int64 (B, W).
 
     Without `kept` the window is the whole canvas. `bias`: see `padding_bias`. For sampling: where `encode` builds its
     mask anew and reads it on the host, this only queues work on the device.
     """
     llama = (model.get_base_model() if hasattr(model, "get_base_model") else model).model
     hidden = llama.embed_tokens(ids)
-    rotary = llama.rotary_emb(hidden, torch.arange(first, first + ids.shape[1], device=ids.device)[None])
+    if isinstance(first, int):
+        first = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
+    rotary = llama.rotary_emb(hidden, first)
     for layer in llama.layers:
         hidden = layer(hidden, attention_mask=bias, position_embeddings=rotary, past_key_values=kept)
     return llama.norm(hidden)

@@ -4,6 +4,8 @@
     rows = read_samples(path)                     # by task id
     torchrun --nproc-per-node 8 -m treediff.cli sample --preset paper     # any number of processes and nodes
 
+Holes (infill.py) are filled in the same way: `length` None and a hole set's name for the benchmark's.
+
 The prompts of a benchmark are cut into shares by (task, process), each process batches its share by length and memory,
 and appends every answer to a part file of its own, whole lines only. When all answers are there, they become the
 samples file in one rename. So a killed call goes on where it stopped, with any number of processes.
@@ -16,7 +18,8 @@ import logging
 import os
 import sys
 import uuid
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +27,25 @@ import numpy as np
 import torch
 
 from treediff.config import Config
-from treediff.data import benchmarks
+from treediff.data import benchmarks, holes
 from treediff.errors import UserError
 from treediff.files import read_jsonl, whole, write_json
 from treediff.runs import open_run, provenance
-from treediff.sampling import autoregressive, diffusion
+from treediff.sampling import autoregressive, diffusion, infill
 from treediff.sampling.prompts import Prompt, extract
 from treediff.training import heartbeat, launch
 
 log = logging.getLogger(__name__)
 
 
-def samples_path(cfg: Config, benchmark: str, length: int) -> Path:
-    """runs/<preset>/<run>/samples/<benchmark>-T<length>.jsonl."""
-    return cfg.run_dir / "samples" / f"{benchmark}-T{length}.jsonl"
+def samples_path(cfg: Config, benchmark: str, length: int | None) -> Path:
+    """runs/<preset>/<run>/samples/<benchmark>-T<length>.jsonl, or <hole set>-<tier>-H<hole_length>.jsonl."""
+    return cfg.run_dir / "samples" / f"{name(cfg, benchmark, length)}.jsonl"
+
+
+def name(cfg: Config, benchmark: str, length: int | None) -> str:
+    """What samples and ledger of a benchmark and T are called, or of a hole set at the run's `hole_length`."""
+    return f"{benchmark}-T{length}" if length is not None else f"{benchmark}-{cfg.tier}-H{cfg.hole_length}"
 
 
 _SETTINGS = (
@@ -46,13 +54,40 @@ _SETTINGS = (
 )
 
 
-def settings(cfg: Config, length: int) -> dict[str, Any]:
+_HOLE_SETTINGS = (
+    *("seed", "precision", "block_length", "tokens_per_step", "temperature", "guidance", "remasking", "threshold"),
+    *("cache", "prompt_style", "eos_suppression", "tier", "holes_per_program", "hole_seed", "hole_length"),
+    *("hole_lengths", "hole_context"),
+)
+
+
+def settings(cfg: Config, length: int | None) -> dict[str, Any]:
     """What is written into every sample, so that two harnesses' numbers can be told apart."""
+    if length is None:
+        return {n: getattr(cfg, n) for n in _HOLE_SETTINGS}
     return {"T": length, **{n: getattr(cfg, n) for n in _SETTINGS}}
 
 
-def sample(cfg: Config, benchmark: str, length: int) -> Path:
-    """`samples_per_task` samples per problem of `benchmark` with `length` generated tokens; made, or completed.
+def _wanted(cfg: Config, benchmark: str, length: int | None) -> list[tuple[str, int]]:
+    """(task, number) of each sample to be made; of holes, (program, number of the hole in it)."""
+    if length is None:
+        return list(numbered(holes.load(cfg, benchmark)))
+    return [(task, k) for task in benchmarks.benchmark_problems(cfg, benchmark) for k in range(cfg.samples_per_task)]
+
+
+def numbered(every: list[holes.Hole]) -> dict[tuple[str, int], holes.Hole]:
+    """Holes by (program, their number in it)."""
+    counts: Counter[str] = Counter()
+    out = {}
+    for hole in every:
+        out[hole.task, counts[hole.task]] = hole
+        counts[hole.task] += 1
+    return out
+
+
+def sample(cfg: Config, benchmark: str, length: int | None) -> Path:
+    """`samples_per_task` samples per problem of `benchmark` with `length` generated tokens, or (None) one completion
+    per hole of the set `benchmark`; made, or completed.
 
     Under a launcher (torchrun, deepspeed) each process makes its share; otherwise this call starts `sample_processes`
     of them, or does it all. Raises UserError if the run is not trained, or what is there was made under other settings.
@@ -60,9 +95,7 @@ def sample(cfg: Config, benchmark: str, length: int) -> Path:
     if not cfg.model:
         open_run(cfg, *launch.TRAINING_STAGES)
     path = samples_path(cfg, benchmark, length)
-    problems = benchmarks.benchmark_problems(cfg, benchmark)
-    mine = settings(cfg, length)
-    wanted = [(task, k) for task in problems for k in range(cfg.samples_per_task)]
+    wanted, mine = _wanted(cfg, benchmark, length), settings(cfg, length)
     if _complete(path, wanted, mine):
         return path
     launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
@@ -80,7 +113,7 @@ def sample(cfg: Config, benchmark: str, length: int) -> Path:
     return path
 
 
-def share(cfg: Config, benchmark: str, length: int) -> None:
+def share(cfg: Config, benchmark: str, length: int | None) -> None:
     """Make this process's share of the samples that are missing.
 
     Every process deals out all samples in the same order and takes its own, so that who makes what does not depend on
@@ -90,16 +123,9 @@ def share(cfg: Config, benchmark: str, length: int) -> None:
 
     path, mine = samples_path(cfg, benchmark, length), settings(cfg, length)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    problems = benchmarks.benchmark_problems(cfg, benchmark)
-    kind = autoregressive.Autoregressive if cfg.model else diffusion.Diffusion
     if torch.cuda.is_available():
         torch.cuda.set_device(diffusion.device())  # else libraries would put theirs on the first GPU
-    answerer = kind(cfg, length)
-    prompts = []
-    for task, problem in problems.items():
-        ids, begin = answerer.prompt(problem["prompt"])
-        prompts += [Prompt(task, k, problem["prompt"], ids, begin) for k in range(cfg.samples_per_task)]
-    prompts.sort(key=lambda p: -len(p.ids))  # the longest first: if memory is short, it shows at once
+    answerer, prompts, line = (_holes if length is None else _problems)(cfg, benchmark, length)
     made = _made(path, mine)
     todo = [p for p in prompts[rank::world] if p.key not in made]
     queue: deque[list[Prompt]] = deque()
@@ -107,9 +133,11 @@ def share(cfg: Config, benchmark: str, length: int) -> None:
         rows = min(cfg.sample_batch, answerer.rows(len(todo[0].ids)))
         queue.append(todo[:rows])
         todo = todo[rows:]
-    total = sum(map(len, queue)) * length
-    name = cfg.run_dir.name if world == 1 else f"{cfg.run_dir.name} ({rank + 1} of {world})"
-    with tqdm(total=total, desc=f"sample {name} T={length}", unit=" tokens", unit_scale=True, mininterval=2) as bar:
+    # Tokens of answers, or holes.
+    each, unit, what = (1, " holes", benchmark) if length is None else (length, " tokens", f"T={length}")
+    total = sum(map(len, queue)) * each
+    who = cfg.run_dir.name if world == 1 else f"{cfg.run_dir.name} ({rank + 1} of {world})"
+    with tqdm(total=total, desc=f"sample {who} {what}", unit=unit, unit_scale=True, mininterval=2) as bar:
         ready = 0
         part = None
         while queue:
@@ -117,7 +145,7 @@ def share(cfg: Config, benchmark: str, length: int) -> None:
             at = ready
 
             def watch(_: torch.Tensor, behind: float, at: int = at, rows: int = len(batch)) -> None:
-                bar.update(int(at + behind * rows * length) - bar.n)
+                bar.update(int(at + behind * rows * each) - bar.n)
 
             try:
                 answers = answerer.answer(batch, watch)
@@ -129,8 +157,8 @@ def share(cfg: Config, benchmark: str, length: int) -> None:
                 queue.extendleft([batch[half:], batch[:half]])
                 log.warning("%d prompts together do not fit into memory; going on with %d.", len(batch), half)
                 continue
-            ready += len(batch) * length
-            lines = [_line(cfg, problems[p.task], p, a, mine) for p, a in zip(batch, answers, strict=True)]
+            ready += len(batch) * each
+            lines = [_line(p, line(p, a), mine) for p, a in zip(batch, answers, strict=True)]
             part = part or _part(path)
             with part.open("ab") as file:
                 file.write(b"".join(lines))
@@ -138,17 +166,41 @@ def share(cfg: Config, benchmark: str, length: int) -> None:
                 os.fsync(file.fileno())
 
 
-def _line(cfg: Config, problem: dict[str, Any], p: Prompt, answer: dict[str, Any], mine: dict[str, Any]) -> bytes:
-    text = p.begin + answer.pop("text")
-    record = {
-        "task_id": p.task,
-        **({"sample": p.sample} if p.sample else {}),
-        "solution": extract(text, problem["entry_point"], cfg.extract),
-        "answer": text,
-        **answer,
-        "settings": mine,
-    }
-    return json.dumps(record).encode() + b"\n"
+def _problems(cfg: Config, benchmark: str, length: int) -> tuple[Any, list[Prompt], Callable[..., dict[str, Any]]]:
+    """The model, the prompts of a benchmark, and what makes a record of an answer."""
+    problems = benchmarks.benchmark_problems(cfg, benchmark)
+    answerer = (autoregressive.Autoregressive if cfg.model else diffusion.Diffusion)(cfg, length)
+    prompts = []
+    for task, problem in problems.items():
+        ids, begin = answerer.prompt(problem["prompt"])
+        prompts += [Prompt(task, k, problem["prompt"], ids, begin) for k in range(cfg.samples_per_task)]
+    prompts.sort(key=lambda p: -len(p.ids))  # the longest first: if memory is short, it shows at once
+
+    def line(p: Prompt, answer: dict[str, Any]) -> dict[str, Any]:
+        text = p.begin + answer.pop("text")
+        return {"solution": extract(text, problems[p.task]["entry_point"], cfg.extract), "answer": text, **answer}
+
+    return answerer, prompts, line
+
+
+def _holes(cfg: Config, benchmark: str, length: None) -> tuple[Any, list[infill.Gap], Callable[..., dict[str, Any]]]:
+    """The same for a hole set: the model, the holes on their canvas, and what makes a record of a completion."""
+    answerer = infill.Infiller(cfg)
+    gaps = [answerer.gap(hole, k) for (_, k), hole in numbered(holes.load(cfg, benchmark)).items()]
+    gaps.sort(key=lambda g: (-max(answerer.lengths(g)), -len(g.ids)))  # of like lengths together
+
+    def line(gap: infill.Gap, answer: dict[str, Any]) -> dict[str, Any]:
+        text, hole = answer.pop("text"), gap.hole
+        head = {"hole": hole.id, "tier": hole.tier, "node": hole.node, "size": gap.size}
+        head |= {"exact": infill.exact(hole, text), "completion": text, "solution": hole.program(text)}
+        return head | answer
+
+    return answerer, gaps, line
+
+
+def _line(p: Prompt | infill.Gap, record: dict[str, Any], mine: dict[str, Any]) -> bytes:
+    head = {"task_id": p.task, **({"sample": p.sample} if p.sample else {})}
+    return json.dumps({**head, **record, "settings": mine}).encode() + b"\n"
 
 
 def _part(path: Path) -> Path:

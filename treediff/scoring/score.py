@@ -43,11 +43,11 @@ def read_samples(samples: Path, problems: dict[str, dict]) -> tuple[dict[str, li
     does (MBPP+ lost 21 tasks from v0.1 to v0.2.0), unless they are of another benchmark.
     """
     path = Path(samples)
-    raw = benchmarks._unpack(path)
+    raw = benchmarks.unpack(path)
     families = {task.split("/")[0] for task in problems}
     programs: dict[str, dict[int, str]] = {}
     unknown = 0
-    for row, sample in benchmarks._rows(path, raw):
+    for row, sample in benchmarks.rows(path, raw):
         task = sample.get("task_id")
         if not isinstance(task, str) or task.split("/")[0] not in families:
             raise UserError(

@@ -88,7 +88,8 @@ def _record(box: Sandbox, header: dict, oracle: dict) -> dict:
 def _verdict(box: Sandbox, header: dict, oracle: dict) -> dict:
     """Both parts of one task, as in the ledger; the reason is that of the first part that fails."""
     start = time.perf_counter()
-    found = {part: _examine(box, header["program"], oracle, part) for part in benchmarks.PARTS}
+    parts = [part for part in benchmarks.PARTS if part in oracle]  # a check of the benchmark's own is one part
+    found = {part: _examine(box, header["program"], oracle, part) for part in parts}
     reasons = [reason for _, reason in found.values() if reason]
     return {
         **{part: status for part, (status, _) in found.items()},

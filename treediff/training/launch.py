@@ -206,7 +206,9 @@ def _reason(run_dir: Path) -> str:
     return "\n".join(tail)
 
 
-def sampling(cfg: Config, benchmark: str, length: int, processes: int, total: int, made: Callable[[], int]) -> None:
+def sampling(
+    cfg: Config, benchmark: str, length: int | None, processes: int, total: int, made: Callable[[], int]
+) -> None:
     """Make the missing samples of a benchmark with several processes, one per GPU; `made` counts those that are there.
 
     Raises UserError with the words of a process that failed; what the others had finished is kept.
@@ -228,7 +230,7 @@ def sampling(cfg: Config, benchmark: str, length: int, processes: int, total: in
         )
         try:
             looked = time.monotonic()
-            title = f"sample {cfg.run_dir.name} T={length}, {processes} processes"
+            title = f"sample {cfg.run_dir.name} {benchmark} T={length}, {processes} processes"
             with tqdm(total=total, initial=made(), desc=title, unit=" answers", mininterval=2) as bar:
                 while process.poll() is None:
                     time.sleep(0.2)
