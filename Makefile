@@ -25,7 +25,7 @@ short: venv
 
 # The README's animation, from the tiny preset's own run (which it completes if need be).
 gif: venv
-	$(BIN)/python -m treediff.report.trajectory docs/denoising.gif
+	$(BIN)/treediff score --masking ast && $(BIN)/python -m treediff.report.trajectory docs/denoising.gif
 
 lab: venv
 	$(BIN)/jupyter lab notebooks/ $(ARGS)

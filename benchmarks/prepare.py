@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from treediff import pipeline
 from treediff.config import Config, resolve
 from treediff.data import prepare, tinycode
 from treediff.files import read_jsonl, read_row, whole
@@ -115,8 +116,8 @@ def main() -> None:
         cfg = resolve("paper", **switches)
         cases = {
             "tokenizer alone": lambda: tokenizer_alone(cfg),
-            "prepare, rows whole": lambda: prepare.stats(cfg.but(max_length=10_000_000), Path(folder, "whole")),
-            "prepare at 4,096": lambda: prepare.stats(cfg, Path(folder, "out")),
+            "prepare, rows whole": lambda: pipeline.statistics(cfg.but(max_length=10_000_000), Path(folder, "whole")),
+            "prepare at 4,096": lambda: pipeline.statistics(cfg, Path(folder, "out")),
         }
         if not args.runs:
             cases = {"prepare at 4,096": cases["prepare at 4,096"]}

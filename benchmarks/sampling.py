@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
+from treediff import pipeline
 from treediff.config import resolve
-from treediff.data import benchmarks, sources
-from treediff.masking.tokens import load_tokenizer
+from treediff.data import benchmarks
 from treediff.model import forward, llada
 from treediff.runs import provenance
 from treediff.sampling import diffusion
@@ -155,7 +155,7 @@ def trained_run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A trained run on TinyCode: the same, and pass@1 with the paired interval of its difference to the exact mode."""
 
     cfg = resolve("tiny", masking=args.run, limit=args.limit, lengths=[args.length], precision=args.precision)
-    tok = load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision)
+    tok = pipeline.tokenizer(cfg)
     net = diffusion.load_run(cfg)
     problems = benchmarks.benchmark_problems(cfg, "tinycode")
     prompts = {task: prompt_ids(cfg, tok, p["prompt"])[0] for task, p in problems.items()}

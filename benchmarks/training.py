@@ -61,7 +61,7 @@ def ours(net: nn.Module, ids: torch.Tensor, noisy: torch.Tensor, mask: torch.Ten
     """As train.py has it."""
     weight = mask / mask.sum()
     m = batch.micro(noisy, ids, mask, weight, torch.zeros(len(ids)).long(), mask.byte(), torch.ones_like(mask))
-    value, _ = loss.Denoiser(net)(m.noisy, m.places, m.targets, m.weight, m.seen)
+    value, _ = loss.Denoiser(net)(m.noisy, m.places, m.targets, m.weight, m.attention_mask)
     value.backward()
     return value.detach()
 

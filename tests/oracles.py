@@ -94,12 +94,14 @@ def error_bytes(source: bytes, language: str = "python") -> int:
     return len(covered)
 
 
-def token_tiers(pieces: list[bytes], tiers: np.ndarray, weights: list[float] | None) -> list[int]:
+def token_tiers(pieces: list[bytes], tiers: np.ndarray, weights: list[float] | None, blank_owner: str) -> list[int]:
     """The rule of ownership, token by token: `pieces` is what each token spells."""
     out, at = [], 0
     for piece in pieces:
         blank = len(piece) - len(piece.lstrip())
         held = [int(t) for t in tiers[at : at + len(piece)]]
+        if blank == len(piece) and blank_owner == "none":
+            held = [0]
         held = held if blank == len(piece) else held[blank:]
         out.append(held[0] if weights is None else max(held, key=lambda t: weights[t]))  # `max` takes the first
         at += len(piece)

@@ -7,15 +7,13 @@ import pytest
 import torch
 from test_sampling_run import lines, run, tiny_tokenizer  # noqa: F401 (a fixture)
 
-from treediff import cli
+from treediff import cli, pipeline
 from treediff.config import resolve
 from treediff.data import benchmarks
 from treediff.errors import UserError
 from treediff.masking import tokens
 from treediff.report import comparisons
 from treediff.sampling import terminal
-from treediff.sampling.run import sampled
-from treediff.scoring.run import scored
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +38,14 @@ def llama(tmp_path_factory):
 
 def test_a_causal_model_is_sampled_like_a_run(runs, llama):
     cfg = resolve("tiny", model=str(llama), limit=4, lengths=[32], block_length=32)
-    path = sampled(cfg, "tinycode", 32)
+    path = pipeline.sampled(cfg, "tinycode", 32)
     assert re.fullmatch(r"model-.*tiny-llama-seed0", cfg.run_dir.name)
     records = lines(path)
     assert [r["task_id"] for r in records] == list(benchmarks.benchmark_problems(cfg, "tinycode"))
     assert all(r["settings"]["model"] == str(llama) for r in records)
     assert all(r["committed_at"] == list(range(len(r["ids"]))) for r in records)
     path.unlink()
-    sampled(cfg.but(sample_batch=1), "tinycode", 32)
+    pipeline.sampled(cfg.but(sample_batch=1), "tinycode", 32)
     assert lines(path) == records  # whatever the batch
 
 
@@ -55,7 +53,7 @@ def test_a_causal_model_is_sampled_like_a_run(runs, llama):
 def test_a_causal_model_is_scored_like_a_run_and_stands_in_the_report(runs, llama):
     cfg = resolve("tiny", model=str(llama), limit=4, lengths=[32], block_length=32)
     assert comparisons.autoregressive_rates(cfg) == ""
-    assert scored(cfg, "tinycode", 32).is_file()
+    assert pipeline.scored(cfg, "tinycode", 32).is_file()
     table = comparisons.autoregressive_rates(cfg).splitlines()
     assert [row.split(" | ")[1] for row in table[2:]] == ["Tiny", "Tiny+"]
     assert all(str(llama) in row and "(0/4)" in row for row in table[2:])
@@ -63,17 +61,17 @@ def test_a_causal_model_is_scored_like_a_run_and_stands_in_the_report(runs, llam
 
 def test_a_causal_model_s_samples_differ_and_can_be_repeated(runs, llama):
     cfg = resolve("tiny", model=str(llama), limit=2, lengths=[32], block_length=32, temperature=1.0, samples_per_task=2)
-    path = sampled(cfg, "tinycode", 32)
+    path = pipeline.sampled(cfg, "tinycode", 32)
     first = [r["ids"] for r in lines(path)]
     assert len({tuple(ids) for ids in first}) == 4
     path.unlink()
-    sampled(cfg.but(sample_batch=3), "tinycode", 32)
+    pipeline.sampled(cfg.but(sample_batch=3), "tinycode", 32)
     assert [r["ids"] for r in lines(path)] == first
 
 
 def test_a_model_that_is_none_is_an_error(runs, tmp_path):
     with pytest.raises(UserError, match=r"model: .* is no causal language model"):
-        sampled(resolve("tiny", model=str(tmp_path), lengths=[32]), "tinycode", 32)
+        pipeline.sampled(resolve("tiny", model=str(tmp_path), lengths=[32]), "tinycode", 32)
 
 
 # --- one prompt -----------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def test_every_preset_resolves_and_survives_json(preset):
     cfg = resolve(preset)
     saved = json.loads(json.dumps(cfg.as_dict()))
     assert resolve(**saved) == cfg
-    assert resolve(**json.loads(json.dumps(cfg.with_masking("base").as_dict()))) == cfg.with_masking("base")
+    assert resolve(**json.loads(json.dumps(cfg.with_masking("none").as_dict()))) == cfg.with_masking("none")
 
 
 def test_the_paper_preset_is_the_paper():

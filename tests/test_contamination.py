@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from treediff import pipeline
 from treediff.config import resolve
 from treediff.data import benchmarks, contamination, examples, prepare, sources, tinycode
 from treediff.errors import UserError
@@ -217,7 +218,7 @@ def setting(runs, tmp_path):
 
 
 def test_prepare_counts_and_lists_contaminated_rows(setting):
-    stats = prepare.stats(setting.but(rows=0))
+    stats = pipeline.statistics(setting.but(rows=0))
     found = stats["contamination"]
     assert (found["checked"], found["flagged"], found["problems"], found["problems_flagged"]) == (12, 2, 2, 1)
     assert found["by"] == {"code": 1, "text": 1, "minhash": found["by"]["minhash"]}
@@ -230,25 +231,25 @@ def test_prepare_counts_and_lists_contaminated_rows(setting):
 
 def test_prepare_leaves_contaminated_rows_out_before_it_chooses(setting):
     cfg = setting.but(decontaminate=True)
-    stats = prepare.stats(cfg)
+    stats = pipeline.statistics(cfg)
     assert stats["rows"] == {"read": 12, "dropped": {"contaminated": 2}, "usable": 10, "not_chosen": 1, "kept": 9}
     assert stats["contamination"]["flagged"] == 0
     clean = [n for n in range(12) if n not in (3, 8)]
     raw = list(sources.rows(cfg))
-    assert list(prepare.prepared(cfg)["id"][:]) == [raw[n]["id"] for n in prepare.choice(np.array(clean), 9, 0)]
+    assert list(prepare.prepare(cfg)["id"][:]) == [raw[n]["id"] for n in prepare.choice(np.array(clean), 9, 0)]
     assert prepare.data_fingerprint(cfg) != prepare.data_fingerprint(setting)
 
 
 def test_a_benchmark_out_of_reach_is_said_and_checked_later(setting, tmp_path):
     missing = setting.but(benchmark_files={"humaneval": str(tmp_path / "none.jsonl")})
-    found = prepare.stats(missing)["contamination"]
+    found = pipeline.statistics(missing)["contamination"]
     assert found["checked"] == 0
     assert found["against"] == {}
     assert "none.jsonl: cannot be read" in found["not_checked"]["humaneval"]
-    assert prepare.stats(setting)["contamination"]["checked"] == 9  # the same data set, checked now
+    assert pipeline.statistics(setting)["contamination"]["checked"] == 9  # the same data set, checked now
     assert prepare.data_folder(setting) == prepare.data_folder(missing)
     with pytest.raises(UserError, match=r"decontaminate: humaneval cannot be read .*none\.jsonl"):
-        prepare.prepared(missing.but(decontaminate=True))
+        prepare.prepare(missing.but(decontaminate=True))
 
 
 def test_embeddings_list_their_nearest_pairs(setting, tmp_path):
@@ -261,20 +262,20 @@ def test_embeddings_list_their_nearest_pairs(setting, tmp_path):
     net = BertModel(BertConfig(vocab_size=500, max_position_embeddings=200, **shape))
     net.save_pretrained(tmp_path / "bert")
     tokens.load_tokenizer(setting.tokenizer).save_pretrained(tmp_path / "bert")
-    before = prepare.stats(setting.but(rows=0))["contamination"]
+    before = pipeline.statistics(setting.but(rows=0))["contamination"]
     assert "embeddings" not in before
     cfg = setting.but(rows=0, embedder=str(tmp_path / "bert"))
-    found = prepare.stats(cfg)["contamination"]
+    found = pipeline.statistics(cfg)["contamination"]
     assert {k: v for k, v in found.items() if k != "embeddings"} == before
     assert found["embeddings"]["model"] == cfg.embedder
     cosines = [p["cosine"] for p in found["embeddings"]["nearest"]]
     assert len(cosines) == 12
     assert cosines == sorted(cosines, reverse=True)
     assert all(-1 <= c <= 1.0001 for c in cosines)
-    again = prepare.stats(cfg)["contamination"]
+    again = pipeline.statistics(cfg)["contamination"]
     assert again == found
     with pytest.raises(UserError, match=r"embedder: .*none is neither a model folder"):
-        prepare.stats(cfg.but(embedder=str(tmp_path / "none")))
+        pipeline.statistics(cfg.but(embedder=str(tmp_path / "none")))
 
 
 # --- real problems ---------------------------------------------------------------------------------------------------

@@ -2,11 +2,12 @@
 
 import importlib
 import re
+import typing
 from pathlib import Path
 
 import pytest
 
-from treediff.config import SWITCHES
+from treediff.config import SWITCHES, Config
 
 ROOT = Path(__file__).parents[1]
 FIDELITY = (ROOT / "docs" / "fidelity.md").read_text()
@@ -43,6 +44,7 @@ def test_named_functions_and_files_exist(name):
 def test_named_switches_and_values_exist(name):
     switch, _, value = name.partition(" = ")
     if not switch.startswith("test_"):
-        types = {k: str(f.type) + str(f.default) for k, f in SWITCHES.items()}
+        hints = typing.get_type_hints(Config)
+        types = {k: str(hints[k]) + str(f.default) for k, f in SWITCHES.items()}
         assert switch in SWITCHES or any(switch in t for t in types.values())
         assert not value or value in types[switch]

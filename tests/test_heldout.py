@@ -21,8 +21,8 @@ def test_rows_are_never_trained_on_and_the_same_for_every_run(runs):
     held = heldout.rows(cfg)
     assert len(held) == 12
     mine = {int(r["uid"]) for r in held}
-    for run in (cfg, cfg.with_masking("base")):
-        assert not mine & set(prepare.prepared(run)["uid"][:].tolist())
+    for run in (cfg, cfg.with_masking("none")):
+        assert not mine & set(prepare.prepare(run)["uid"][:].tolist())
     for other in (cfg.with_masking("random"), cfg.but(seed=5)):
         assert [int(r["uid"]) for r in heldout.rows(other)] == [int(r["uid"]) for r in held]
     assert heldout.rows(cfg.but(eval_every=0)) == []
@@ -40,7 +40,7 @@ def test_rows_of_a_file_are_those_that_were_not_chosen(runs, tmp_path):
     tok = sources.tokenizer_folder(resolve("tiny", **SMALL))
     cfg = resolve("tiny", data=str(path), rows=7, eval_rows=9, tokenizer=tok, backbone="elsewhere")
     held = heldout.rows(cfg)
-    chosen = set(prepare.prepared(cfg)["uid"][:].tolist())
+    chosen = set(prepare.prepare(cfg)["uid"][:].tolist())
     assert len(held) == 5
     assert not chosen & {r["uid"] for r in held}
     again = heldout.rows(cfg.but(seed=8, masking="random"))
@@ -75,7 +75,7 @@ def test_figures_are_those_of_the_literal_count(alone):
     right, count = np.zeros(7), np.zeros(7)
     for level, m in held.micros:
         with torch.no_grad():
-            logits = forward.lm_head(backbone)(forward.hidden_states(backbone, m.noisy, m.seen)).flatten(0, 1)
+            logits = forward.lm_head(backbone)(forward.hidden_states(backbone, m.noisy, m.attention_mask)).flatten(0, 1)
         for place, target, label in zip(m.places.tolist(), m.targets.tolist(), m.label.tolist(), strict=True):
             assert m.noisy.flatten()[place] == 510
             right[label] += int(logits[place].argmax()) == target
@@ -117,7 +117,7 @@ def test_a_micro_batch_scores_what_the_loss_sees():
     net = loss.Denoiser(checkpoint.load_backbone(str(golden("tiny/checkpoint"))))
     [(_, m), *_] = heldout.Evaluation(resolve("paper", micro_batch=3), records(3), 509, 510).micros
     with torch.no_grad():
-        _, want = net(m.noisy, m.places, m.targets, torch.ones(len(m.places)), m.seen)
-        _, got = net(m.noisy, m.places, m.targets, None, m.seen)
+        _, want = net(m.noisy, m.places, m.targets, torch.ones(len(m.places)), m.attention_mask)
+        _, got = net(m.noisy, m.places, m.targets, None, m.attention_mask)
     assert torch.allclose(got, want)
     assert isinstance(m, batch.Micro)

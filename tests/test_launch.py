@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from treediff import cli
+from treediff import cli, pipeline
 from treediff.config import resolve
 from treediff.errors import UserError
 from treediff.files import write_json
@@ -45,13 +45,13 @@ def done(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("TREEDIFF_RUNS", str(tmp_path_factory.mktemp("runs")))
     cfg = resolve("tiny", **SHORT)
-    launch.trained(cfg)
+    pipeline.trained(cfg)
     yield cfg
     patch.undo()
 
 
 def test_a_run_leaves_what_the_contract_says(done):
-    for run in (done, done.with_masking("base")):
+    for run in (done, done.with_masking("none")):
         assert json.loads((run.run_dir / "config.json").read_text())["masking"] == run.masking
         provenance = json.loads((run.run_dir / "provenance.json").read_text())
         assert provenance["versions"]["torch"] == version("torch")
@@ -60,21 +60,21 @@ def test_a_run_leaves_what_the_contract_says(done):
         assert all(len(r["uids"]) == run.rows_per_step for r in log)
         assert not list(run.run_dir.glob("*.tmp"))
     assert (done.run_dir / "adapter" / "adapter_config.json").exists()
-    assert (done.with_masking("base").run_dir / "model" / "model.safetensors").exists()
+    assert (done.with_masking("none").run_dir / "model" / "model.safetensors").exists()
 
 
 def test_only_the_adapter_was_trained(done):
     weights = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
     assert len(weights) == 2 * 7 * done.n_layers
     assert any(w.abs().max() > 0 for name, w in weights.items() if "lora_B" in name)  # B starts at 0
-    base, tuned = diffusion.load_run(done.with_masking("base")), diffusion.load_run(done)
+    base, tuned = diffusion.load_run(done.with_masking("none")), diffusion.load_run(done)
     same = [torch.equal(a, b) for a, b in zip(base.parameters(), tuned.parameters(), strict=True)]
     assert sum(not s for s in same) == 7 * done.n_layers
 
 
 def test_a_finished_run_is_used_again(done):
     before = (done.run_dir / "provenance.json").stat().st_mtime_ns
-    launch.trained(done)
+    pipeline.trained(done)
     assert (done.run_dir / "provenance.json").stat().st_mtime_ns == before
 
 
@@ -135,7 +135,7 @@ def interrupted(monkeypatch, cfg, way, step, error, most=0):
     with monkeypatch.context() as patch:
         patch.setattr(launch.subprocess, "Popen", popen)
         with pytest.raises(error[0], match=error[1]):
-            launch.trained(cfg)
+            pipeline.trained(cfg)
     assert not launch.is_trained(cfg)
     assert gone(alive)
 
@@ -190,7 +190,7 @@ def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_like_one_that_is_
     interrupted(monkeypatch, cfg, None, 0, (UserError, full), most=40_000)
     assert checkpoints.steps(folder) == kept != []
     assert {p.name for p in folder.glob("step-*")} == {f"step-{k}" for k in kept}
-    launch.trained(cfg)
+    pipeline.trained(cfg)
     got = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
     assert all(torch.equal(got[k], want[k]) for k in want)
     assert logged(done.run_dir) == log
@@ -201,11 +201,11 @@ def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_like_one_that_is_
 def test_a_killed_starter_leaves_no_ranks(done):
     """kill -9 of the process that called `trained`, a notebook's kernel, say."""
     cfg = done.but(seed=4, masking="ast", max_steps=2000)
-    shutil.copytree(done.with_masking("base").run_dir, cfg.with_masking("base").run_dir)
-    config = cfg.with_masking("base").run_dir / "config.json"
+    shutil.copytree(done.with_masking("none").run_dir, cfg.with_masking("none").run_dir)
+    config = cfg.with_masking("none").run_dir / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "seed": 4}))
-    code = "import json, sys; from treediff import config, launch\n"
-    code += "launch.trained(config.Config(**json.loads(sys.argv[1])))"
+    code = "import json, sys; from treediff import config, pipeline\n"
+    code += "pipeline.trained(config.Config(**json.loads(sys.argv[1])))"
     starter = subprocess.Popen([sys.executable, "-c", code, json.dumps(cfg.as_dict())], stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 120
@@ -222,8 +222,8 @@ def test_a_killed_starter_leaves_no_ranks(done):
 
 def test_ctrl_c_ends_the_ranks(done, monkeypatch):
     cfg = done.but(seed=3, masking="ast", max_steps=400)
-    shutil.copytree(done.with_masking("base").run_dir, cfg.with_masking("base").run_dir)
-    config = cfg.with_masking("base").run_dir / "config.json"
+    shutil.copytree(done.with_masking("none").run_dir, cfg.with_masking("none").run_dir)
+    config = cfg.with_masking("none").run_dir / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "seed": 3}))
     alive = []
 
@@ -236,7 +236,7 @@ def test_ctrl_c_ends_the_ranks(done, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(launch.time, "sleep", sleep)
         with pytest.raises(KeyboardInterrupt):
-            launch.trained(cfg)
+            pipeline.trained(cfg)
     assert alive
     assert gone(alive)
 
@@ -244,7 +244,7 @@ def test_ctrl_c_ends_the_ranks(done, monkeypatch):
 def test_strategies_see_the_same_samples_in_the_same_order_at_the_same_noise(done):
     logs = {}
     for masking in ("random", "ast_span", "ast"):
-        logs[masking] = steplog.read_log(launch.trained(done.with_masking(masking)))
+        logs[masking] = steplog.read_log(pipeline.trained(done.with_masking(masking)))
     for step, (a, b, c) in enumerate(zip(*logs.values(), strict=True)):
         for name in ("step", "uids", "p", "lr", "eps_t", "tokens"):
             assert a[name] == b[name] == c[name], (step, name)
@@ -286,8 +286,8 @@ def test_one_process_with_two_micro_batches_makes_the_same_updates_as_two_proces
     monkeypatch.setenv("TREEDIFF_RUNS", str(tmp_path / "runs"))
     shutil.rmtree(done.run_dir)
     cfg = done.but(processes=1, accumulation=2)
-    write_json(cfg.with_masking("base").run_dir / "config.json", cfg.with_masking("base").as_dict())
-    launch.trained(cfg)
+    write_json(cfg.with_masking("none").run_dir / "config.json", cfg.with_masking("none").as_dict())
+    pipeline.trained(cfg)
     got = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
     assert all(torch.allclose(got[k], want[k], atol=1e-4) for k in want)  # AdamW divides by what may be rounding
     for a, b in zip(log, logged(done.run_dir), strict=True):
@@ -303,7 +303,7 @@ def test_zero_3_trains_resumes_and_leaves_the_same_adapter(done, monkeypatch, tm
     cfg = done.but(zero_stage=3)
     interrupted(monkeypatch, cfg, kill_all, 26, (UserError, "failed"))
     assert checkpoints.steps(cfg.run_dir / "checkpoints")
-    launch.trained(cfg)
+    pipeline.trained(cfg)
     got = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
     assert got.keys() == want.keys()
     assert all(torch.allclose(got[k], want[k], atol=1e-5) for k in want)
@@ -324,7 +324,7 @@ def test_the_exported_model_is_the_merged_one(done, tmp_path, capsys):
 
 def test_the_error_shown_is_the_rank_s_own(done):
     with pytest.raises(UserError, match=r"rank\d: loss is nan at step \d"):
-        launch.trained(done.but(seed=1, lr=1e30, pretrain={**done.pretrain, "lr": 1e30, "muon_lr": 1e30}))
+        pipeline.trained(done.but(seed=1, lr=1e30, pretrain={**done.pretrain, "lr": 1e30, "muon_lr": 1e30}))
 
 
 def test_the_command_is_deepspeed_s(done, monkeypatch):
@@ -351,4 +351,4 @@ def test_the_command_for_several_nodes(done, tmp_path):
     with pytest.raises(UserError, match="nodes: must divide processes 2"):
         done.but(nodes=3)
     with pytest.raises(UserError, match="hostfile: there is no file"):
-        launch.trained(done.but(seed=9, masking="base", hostfile=str(tmp_path / "none")))
+        pipeline.trained(done.but(seed=9, masking="none", hostfile=str(tmp_path / "none")))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, DRIVER, Browser
 
+from treediff import pipeline
 from treediff.config import resolve
-from treediff.data import benchmarks, sources
+from treediff.data import benchmarks
 from treediff.files import write_json
 from treediff.masking import tokens
 from treediff.report import report
@@ -27,11 +28,11 @@ HOSTILE = (
 
 def synthetic(cfg, tasks, tokens_each, samples=1):
     """Runs of all strategies: programs made of the solutions' tokens, one of them hostile; verdicts drawn."""
-    tok = tokens.load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision)
+    tok = pipeline.tokenizer(cfg)
     rng = np.random.default_rng(cfg.seed)
     problems = list(benchmarks.benchmark_problems(cfg, "tinycode").items())[:tasks]
     coded = {i: tokens.tokenize(tok, f"```python\n{p['canonical_solution']}\n")[0].tolist() for i, p in problems}
-    for number, strategy in enumerate(("base", *MASKINGS)):
+    for number, strategy in enumerate(("none", *MASKINGS)):
         run = cfg.with_masking(strategy)
         write_json(run.run_dir / "config.json", run.as_dict())
         for length in cfg.lengths:
@@ -110,7 +111,7 @@ def test_tables_and_page_agree_with_the_ledgers(written):
             assert record["ledger"] == f"{record['strategy']}-seed0/scores/tinycode-T{record['T']}.json"
         assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 1
     data = data_of(path)
-    assert [(r["strategy"], r["T"]) for r in data["runs"]] == [(s, t) for t in (64, 96) for s in ("base", *MASKINGS)]
+    assert [(r["strategy"], r["T"]) for r in data["runs"]] == [(s, t) for t in (64, 96) for s in ("none", *MASKINGS)]
     passes = sum(t["answers"]["7"]["verdict"] == "pass" for t in data["tasks"])
     assert passes == next(
         r["passed"] for r in records if (r["strategy"], r["T"], r["benchmark"]) == ("ast", 96, "Tiny+")
@@ -123,12 +124,12 @@ def test_pairs_are_the_tasks_that_some_pass_and_others_do_not(written):
     want = 0
     for length in cfg.lengths:
         ledgers = [
-            json.loads(ledger_path(cfg.with_masking(s), "tinycode", length).read_text()) for s in ("base", *MASKINGS)
+            json.loads(ledger_path(cfg.with_masking(s), "tinycode", length).read_text()) for s in ("none", *MASKINGS)
         ]
         want += sum(len(set(v)) == 2 for v in zip(*(stats.passed(x, "plus").values() for x in ledgers), strict=True))
     assert len(pairs) == want > 10
     assert all(len(p["answers"]) == 4 for p in pairs)
-    assert {a["strategy"] for a in pairs[0]["answers"]} == {"base", *MASKINGS}
+    assert {a["strategy"] for a in pairs[0]["answers"]} == {"none", *MASKINGS}
 
 
 # --- in a browser --------------------------------------------------------------------------------------------------

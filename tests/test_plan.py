@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from treediff import cli
+from treediff import cli, pipeline
 from treediff.config import resolve
 from treediff.errors import UserError
-from treediff.training import launch, memory, plan
+from treediff.training import memory, plan
 
 PAPER = resolve("paper")
 
@@ -39,7 +39,7 @@ def test_the_plan_is_printed_without_a_network_and_makes_nothing(runs, capsys, m
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_fetched_with_the_switch_that_helps(runs, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("downloads"))
     with pytest.raises(UserError, match=r"which has 40\.0 GB; --gradient_checkpointing true"):
-        launch.trained(PAPER.but(gpu_memory=40.0, gradient_checkpointing=False))
+        pipeline.trained(PAPER.but(gpu_memory=40.0, gradient_checkpointing=False))
     assert not runs.exists()
 
 

@@ -70,7 +70,7 @@ def test_the_legend_fits_the_narrowest_figure():
 
 
 def test_intervals_are_drawn_where_they_are():
-    figure = plots.robustness({"base": {64: (50.0, 40.0, 62.0)}, "ast": {64: (70.0, 60.0, 80.0)}}, "pass@1")
+    figure = plots.robustness({"none": {64: (50.0, 40.0, 62.0)}, "ast": {64: (70.0, 60.0, 80.0)}}, "pass@1")
     segments = [s for c in figure.axes[0].collections for s in c.get_segments()]
     assert sorted((round(s[0][1], 6), round(s[1][1], 6)) for s in segments) == [(40.0, 62.0), (60.0, 80.0)]
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from treediff import pipeline
 from treediff.config import resolve
 from treediff.data import examples, prepare, sources
 from treediff.errors import UserError
@@ -45,7 +46,7 @@ def test_prepare_counts_and_reopens(tok, runs, tmp_path):
     rows = [row(), row("<think>a</think> words"), row(GOOD.replace("a + b", "a - b")), row("x")]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     cfg = switches_of(tmp_path / "d.jsonl", tok)
-    stats = prepare.stats(cfg)
+    stats = pipeline.statistics(cfg)
     assert stats["rows"] == {
         "read": 4,
         "dropped": {"no code block": 1, "no <think>": 1},
@@ -53,7 +54,7 @@ def test_prepare_counts_and_reopens(tok, runs, tmp_path):
         "not_chosen": 0,
         "kept": 2,
     }
-    data = prepare.prepared(cfg)
+    data = prepare.prepare(cfg)
     assert sum(stats["tokens"].values()) == sum(len(x) for x in data["input_ids"])
     assert len(set(data["uid"][:].tolist())) == 2
     import datasets
@@ -61,20 +62,20 @@ def test_prepare_counts_and_reopens(tok, runs, tmp_path):
     assert datasets.load_from_disk(str(prepare.data_folder(cfg))).num_rows == 2
     assert prepare.data_fingerprint(cfg.but(max_length=999)) != prepare.data_fingerprint(cfg)
     (tmp_path / "d.jsonl").write_text(json.dumps(row()) + "\n")
-    assert prepare.stats(cfg)["rows"]["kept"] == 1  # a changed file is another data set
+    assert pipeline.statistics(cfg)["rows"]["kept"] == 1  # a changed file is another data set
 
 
 def test_a_folder_of_another_data_set_is_refused(tok, runs, tmp_path):
     (tmp_path / "d.jsonl").write_text(json.dumps(row()) + "\n")
     cfg = switches_of(tmp_path / "d.jsonl", tok)
-    prepare.prepared(cfg, tmp_path / "out")
-    prepare.prepared(cfg, tmp_path / "out")
+    prepare.prepare(cfg, tmp_path / "out")
+    prepare.prepare(cfg, tmp_path / "out")
     with pytest.raises(UserError, match="made from other data or switches"):
-        prepare.prepared(cfg.but(max_length=999), tmp_path / "out")
+        prepare.prepare(cfg.but(max_length=999), tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(UserError, match="not empty"):
-        prepare.prepared(cfg, tmp_path / "mine")
+        prepare.prepare(cfg, tmp_path / "mine")
 
 
 def test_parquet_is_read_like_jsonl(tok, runs, tmp_path):
@@ -82,7 +83,7 @@ def test_parquet_is_read_like_jsonl(tok, runs, tmp_path):
     import pyarrow.parquet as pq
 
     pq.write_table(pa.Table.from_pylist([row(), row("x")]), tmp_path / "d.parquet")
-    assert prepare.stats(switches_of(tmp_path / "d.parquet", tok))["rows"]["kept"] == 1
+    assert pipeline.statistics(switches_of(tmp_path / "d.parquet", tok))["rows"]["kept"] == 1
 
 
 def test_a_hub_data_set_is_streamed(tok, runs, tmp_path):
@@ -93,11 +94,11 @@ def test_a_hub_data_set_is_streamed(tok, runs, tmp_path):
     (folder / "README.md").write_text(f"---\nconfigs:\n{files}---\n")
     data = many(folder / "d.jsonl", 30)
     cfg = switches_of(folder, tok)
-    assert prepare.stats(cfg)["rows"]["kept"] == 28
-    want = prepare.prepared(cfg.but(data=str(data)))
-    assert list(prepare.prepared(cfg)["id"][:]) == list(want["id"][:])
+    assert pipeline.statistics(cfg)["rows"]["kept"] == 28
+    want = prepare.prepare(cfg.but(data=str(data)))
+    assert list(prepare.prepare(cfg)["id"][:]) == list(want["id"][:])
     with pytest.raises(UserError, match=r"data: .* no reachable data set"):
-        prepare.prepared(cfg.but(data_split="split_7"))
+        prepare.prepare(cfg.but(data_split="split_7"))
 
 
 @pytest.mark.parametrize(
@@ -112,26 +113,26 @@ def test_a_hub_data_set_is_streamed(tok, runs, tmp_path):
 def test_bad_files_are_named(tok, runs, tmp_path, content, said):
     (tmp_path / "d.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=said):
-        prepare.prepared(switches_of(tmp_path / "d.jsonl", tok))
+        prepare.prepare(switches_of(tmp_path / "d.jsonl", tok))
     assert not list(runs.rglob("*.arrow"))  # nothing half-made is left
     assert not list(runs.rglob("*.tmp"))
 
 
 def test_a_missing_file_is_named(tok, runs, tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
-        prepare.prepared(switches_of(tmp_path / "none.jsonl", tok))
+        prepare.prepare(switches_of(tmp_path / "none.jsonl", tok))
 
 
 def test_real_rows(shared, runs):
     data = shared / "data" / "think_code" / "can_ai_code_full.jsonl"
     tokenizer = str(shared / "tokenizers" / "llada_standin_8k")
-    stats = prepare.stats(resolve("paper", data=str(data), tokenizer=tokenizer, rows=0))
+    stats = pipeline.statistics(resolve("paper", data=str(data), tokenizer=tokenizer, rows=0))
     assert stats["rows"]["read"] == 120
     assert stats["rows"]["kept"] + sum(stats["rows"]["dropped"].values()) == 120
     assert stats["rows"]["kept"] >= 10
     adverse = shared / "data" / "think_code" / "can_ai_code_truncated_or_empty.jsonl"
     with pytest.raises(UserError, match=r"102 empty reasoning, 9 <think> never closed"):
-        prepare.stats(resolve("paper", data=str(adverse), tokenizer=tokenizer, rows=0))
+        pipeline.statistics(resolve("paper", data=str(adverse), tokenizer=tokenizer, rows=0))
 
 
 # --- the choice ----------------------------------------------------------------------------------------------------
@@ -185,12 +186,12 @@ def small_chunks(monkeypatch):
 def test_the_number_of_processes_changes_no_bit(tok, runs, tmp_path, small_chunks):
     data = many(tmp_path / "d.jsonl")
     cfg = switches_of(data, tok, rows=100, max_length=180)
-    prepare.prepared(cfg.but(workers=1), tmp_path / "one")
-    prepare.prepared(cfg.but(workers=2), tmp_path / "two")
+    prepare.prepare(cfg.but(workers=1), tmp_path / "one")
+    prepare.prepare(cfg.but(workers=2), tmp_path / "two")
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert len(list((tmp_path / "one").glob("*.arrow"))) > 1
     assert not list(tmp_path.glob(".*.parts"))
-    counts = prepare.stats(cfg, tmp_path / "one")["rows"]
+    counts = pipeline.statistics(cfg, tmp_path / "one")["rows"]
     assert counts["read"] == 300 == sum(counts["dropped"].values()) + counts["usable"]
     assert counts["usable"] == counts["kept"] + counts["not_chosen"] > 150
     assert set(counts["dropped"]) == {"no <think>", "no code block", "longer than max_length"}
@@ -201,7 +202,7 @@ def test_the_chosen_rows_stand_as_encoded_and_the_statistics_count_them(tok, run
     """Against a plain loop over the rows."""
     data = many(tmp_path / "d.jsonl")
     cfg = switches_of(data, tok, rows=100, max_length=180, workers=1)
-    made, stats = prepare.prepared(cfg), prepare.stats(cfg)
+    made, stats = prepare.prepare(cfg), pipeline.statistics(cfg)
     want = {}
     for number, raw in enumerate(read_jsonl(data)):
         try:
@@ -229,17 +230,17 @@ def test_the_chosen_rows_stand_as_encoded_and_the_statistics_count_them(tok, run
 def test_another_choice_of_rows_encodes_nothing_again(tok, runs, tmp_path, small_chunks, monkeypatch):
     data = many(tmp_path / "d.jsonl")
     cfg = switches_of(data, tok, rows=100, max_length=180, workers=1)
-    first = set(prepare.prepared(cfg)["id"][:])
+    first = set(prepare.prepare(cfg)["id"][:])
     other = cfg.but(rows=90, data_seed=1)
-    prepare.prepared(other, tmp_path / "want")  # by itself
+    prepare.prepare(other, tmp_path / "want")  # by itself
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "encode_part", None)
         patch.setattr(sources, "raw_rows", None)
-        second = set(prepare.prepared(other)["id"][:])
+        second = set(prepare.prepare(other)["id"][:])
     assert contents(prepare.data_folder(other)) == contents(tmp_path / "want")
     assert (len(first), len(second)) == (100, 90)
     assert 10 < len(first & second) < 80
-    prepare.prepared(cfg.but(max_length=170))  # other samples have parts of their own
+    prepare.prepare(cfg.but(max_length=170))  # other samples have parts of their own
     assert len(list((runs / "paper" / "data" / "parts").glob("*/complete.json"))) == 2
 
 
@@ -259,7 +260,7 @@ if __name__ == "__main__":
         data, tokenizer, out, workers = sys.argv[1:5]
         cfg = resolve("paper", data=data, tokenizer=tokenizer, rows=100, max_length=180, workers=workers,
                       benchmarks=["tinycode"])
-        prepare.prepared(cfg, Path(out))
+        prepare.prepare(cfg, Path(out))
     except UserError as e:
         sys.exit(str(e))
 """
@@ -292,7 +293,7 @@ def kill_when(process, due):
 def test_a_killed_call_goes_on_and_ends_bit_for_bit_like_an_unkilled_one(tok, runs, tmp_path, small_chunks):
     data = many(tmp_path / "d.jsonl")
     cfg = switches_of(data, tok, rows=100, max_length=180, workers=1)
-    prepare.prepared(cfg, tmp_path / "want")
+    prepare.prepare(cfg, tmp_path / "want")
     for workers, parts in ((2, 3), (1, 8)):
         kill_when(start(tmp_path, tok, workers), lambda parts=parts: len(finished(tmp_path)) >= parts)
         assert not (tmp_path / "out").exists()
@@ -302,7 +303,7 @@ def test_a_killed_call_goes_on_and_ends_bit_for_bit_like_an_unkilled_one(tok, ru
     real = prepare.encode_part
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "encode_part", lambda cfg, path, rows: seen.append(path) or real(cfg, path, rows))
-        prepare.prepared(cfg, tmp_path / "out")
+        prepare.prepare(cfg, tmp_path / "out")
     assert seen
     assert not before.keys() & set(seen)  # what was there was used
     assert contents(tmp_path / "out") == contents(tmp_path / "want")
@@ -316,8 +317,8 @@ def finished(tmp_path):
 def test_a_kill_while_the_data_set_is_written_leaves_no_half_of_it(tok, runs, tmp_path, small_chunks):
     cfg = switches_of(many(tmp_path / "d.jsonl"), tok, rows=100, max_length=180, workers=1)
     kill_when(start(tmp_path, tok, 1), lambda: any(tmp_path.glob(".out.*.tmp")))
-    prepare.prepared(cfg, tmp_path / "out")
-    prepare.prepared(cfg, tmp_path / "want")
+    prepare.prepare(cfg, tmp_path / "out")
+    prepare.prepare(cfg, tmp_path / "want")
     assert contents(tmp_path / "out") == contents(tmp_path / "want")
     assert not list(tmp_path.glob(".*.tmp"))
 
@@ -326,7 +327,7 @@ def test_a_kill_while_the_data_set_is_written_leaves_no_half_of_it(tok, runs, tm
 def test_kills_at_random_moments(tok, runs, tmp_path, small_chunks):
     data = many(tmp_path / "d.jsonl", 2000)
     cfg = switches_of(data, tok, rows=100, max_length=180, workers=1)
-    prepare.prepared(cfg, tmp_path / "want")
+    prepare.prepare(cfg, tmp_path / "want")
     rng = np.random.default_rng()
     for kill in range(1000):
         until = time.monotonic() + rng.uniform(1, 7)
@@ -351,8 +352,8 @@ def test_a_full_disk_is_said_and_leaves_only_whole_parts(tok, runs, tmp_path, sm
     assert not list(tmp_path.rglob("*.tmp"))
     assert bool(finished(tmp_path)) == kept
     cfg = switches_of(data, tok, rows=100, max_length=180, workers=1)
-    prepare.prepared(cfg, tmp_path / "want")
-    prepare.prepared(cfg, tmp_path / "out")
+    prepare.prepare(cfg, tmp_path / "want")
+    prepare.prepare(cfg, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "want")
 
 
@@ -386,7 +387,7 @@ def test_a_dead_process_keeps_the_parts(tok, runs, tmp_path, small_chunks, monke
 
     monkeypatch.setattr(prepare, "encode_part", dies)
     with pytest.raises(UserError, match="a process ended before its work did"):
-        prepare.prepared(cfg, tmp_path / "out")
+        prepare.prepare(cfg, tmp_path / "out")
     assert len(finished(tmp_path)) == 2
 
 

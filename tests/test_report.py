@@ -119,7 +119,7 @@ def test_seeds_are_pooled_in_the_report(three_seeds):
             stats.passed(read_json(ledger_path(cfg.with_masking(s).but(seed=k), "tinycode", 64)), "plus")
             for k in (0, 1, 2)
         ]
-        for s in ("base", *MASKINGS)
+        for s in ("none", *MASKINGS)
     }
     records = json.loads((folder / "pooled.json").read_text())
     assert [(r["from"], r["to"]) for r in records] == paper.PAIRS
@@ -170,11 +170,11 @@ def trained(cfg, **changes):
     [
         (0, "ast", (trained, {"lr": 0.1}), r"random and ast differ in training switch lr \(0.005 and 0.1\)"),
         (0, "random", (trained, {"rows": 7}), r"random and ast_span differ in training switch rows"),
-        (0, "base", (trained, {"d_model": 64}), r"base and random differ in training switch d_model"),
+        (0, "none", (trained, {"d_model": 64}), r"none and random differ in training switch d_model"),
         (0, "ast", (resampled, {"block_length": 8}), r"ast differ in sampling block_length"),
         (2, "ast", (trained, {"eps_max": 0.5}), r"and ast-seed2 differ in training switch eps_max"),
         (1, "random", (trained, {"max_length": 99}), r"and random-seed1 differ in training switch max_length"),
-        (1, "base", (resampled, {"temperature": 0.4}), r"base-seed1 differ in sampling temperature \(0.0 and 0.4\)"),
+        (1, "none", (resampled, {"temperature": 0.4}), r"none-seed1 differ in sampling temperature \(0.0 and 0.4\)"),
     ],
 )
 def test_the_report_refuses_runs_of_different_switches(three_seeds, seed, masking, change, message):
@@ -247,7 +247,7 @@ def test_deviations_are_those_of_the_runs(three_seeds):
 def humaneval_records():
     """Table 1's records with ours at T = 256, and a strategy's name that LaTeX must not read as its own."""
     out = []
-    for strategy in ("base", "random", "ast"):
+    for strategy in ("none", "random", "ast"):
         for t in (256, 512):
             for benchmark in ("humaneval", "mbpp"):
                 for part, name in enumerate(paper.HALVES[benchmark]):
@@ -293,9 +293,9 @@ def test_the_report_says_what_the_runs_were_trained_on(runs, tmp_path):
     own = cfg.but(data=str(data))
     data.write_text("".join(json.dumps(r) + "\n" for r in tinycode.training(70, 0)))
     assert report.data_sets(own) == {}
-    for masking in ("base", "random", "ast"):
+    for masking in ("none", "random", "ast"):
         run = own.with_masking(masking)
-        prepare.prepared(run)
+        prepare.prepare(run)
         write_json(run.run_dir / "provenance.json", {"data": prepare.data_fingerprint(run)})
     found = report.data_sets(own)
     assert list(found) == ["Backbone", "Random masking, AST (TreeDiff)"]

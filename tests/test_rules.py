@@ -185,7 +185,8 @@ def test_spans_are_chosen_as_the_pseudo_code_says(size, p, uid):
     accepts = rules.uniform(0, ids, 7, rules.ACCEPT, len(spans))[0].numpy()
     want = algorithm_2(spans.tolist(), cfg.weights()[CODE:], budget, order, accepts) if budget else set()
     level = torch.tensor([p], dtype=torch.float64)
-    got = set(np.flatnonzero(rules.span_mask(cfg, labels, [spans], ids, 7, torch.tensor([budget]))[0].numpy()))
+    draw = rules.Draw(labels, [spans], ids, 7, level, None, torch.tensor([budget]))
+    got = set(np.flatnonzero(rules.span_mask(cfg, draw)[0].numpy()))
     assert want <= got
     assert len(got) == max(len(want), budget)
     assert {i for i in np.flatnonzero(rules.corrupt(cfg, labels, [spans], ids, 7, level)[0].numpy()) if i >= 3} == got

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from treediff import pipeline
 from treediff.config import resolve
 from treediff.data import benchmarks, examples
 from treediff.errors import UserError
@@ -23,7 +24,7 @@ from treediff.runs import open_run
 from treediff.sampling import decode, diffusion
 from treediff.sampling.decode import NEVER, Decoding
 from treediff.sampling.prompts import RESPONSE, Prompt, answer_text, extract, prompt_ids
-from treediff.sampling.run import _made, read_samples, sampled, samples_path, settings
+from treediff.sampling.run import _made, read_samples, samples_path, settings
 from treediff.training import launch
 
 
@@ -113,7 +114,7 @@ def test_a_sample_s_random_numbers_have_a_name_of_their_own():
 @pytest.fixture
 def run(runs, tmp_path):
     """A finished backbone run with random weights, small and slow enough to be killed in the middle."""
-    cfg = resolve("tiny", masking="base", d_model=32, n_layers=1, n_heads=2, mlp_hidden=48, limit=12, lengths=[32])
+    cfg = resolve("tiny", masking="none", d_model=32, n_layers=1, n_heads=2, mlp_hidden=48, limit=12, lengths=[32])
     cfg = cfg.but(block_length=32, sample_batch=2, early_exit=False)
     folder = tokens_of(cfg, tmp_path)
     cfg = cfg.but(tokenizer=str(folder))
@@ -135,7 +136,7 @@ def lines(path):
 
 
 def test_samples_carry_their_settings_and_come_in_the_benchmark_s_order(run):
-    path = sampled(run, "tinycode", 32)
+    path = pipeline.sampled(run, "tinycode", 32)
     records = lines(path)
     assert [r["task_id"] for r in records] == list(benchmarks.benchmark_problems(run, "tinycode"))
     for r in records:
@@ -147,31 +148,31 @@ def test_samples_carry_their_settings_and_come_in_the_benchmark_s_order(run):
         assert name in records[0]["settings"]
     assert not list(path.parent.glob(".*"))
     before = path.stat().st_mtime_ns
-    assert sampled(run, "tinycode", 32).stat().st_mtime_ns == before
+    assert pipeline.sampled(run, "tinycode", 32).stat().st_mtime_ns == before
     provenance = json.loads(path.with_suffix(".provenance.json").read_text())
     assert provenance["settings"] == settings(run, 32)
 
 
 def test_other_settings_are_refused(run):
-    path = sampled(run, "tinycode", 32)
+    path = pipeline.sampled(run, "tinycode", 32)
     with pytest.raises(UserError, match=rf"{path}: sampled with threshold = 0.0, not 0.9"):
-        sampled(run.but(threshold=0.9), "tinycode", 32)
+        pipeline.sampled(run.but(threshold=0.9), "tinycode", 32)
 
 
 def test_a_damaged_file_is_named(run):
-    path = sampled(run, "tinycode", 32)
+    path = pipeline.sampled(run, "tinycode", 32)
     for damage in ("{", "[]", '{"task_id": 1}'):
         path.write_text(path.read_text() + damage + "\n")
         with pytest.raises(UserError, match=rf"{path}: this file holds a line that is no sample"):
-            sampled(run, "tinycode", 32)
+            pipeline.sampled(run, "tinycode", 32)
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
 
 
 def test_more_tasks_and_more_samples_go_on_from_what_is_there(run):
     warm = run.but(temperature=0.7)
-    path = sampled(warm.but(limit=4), "tinycode", 32)
+    path = pipeline.sampled(warm.but(limit=4), "tinycode", 32)
     few = {r["task_id"]: r["ids"] for r in lines(path)}
-    sampled(warm.but(samples_per_task=3), "tinycode", 32)
+    pipeline.sampled(warm.but(samples_per_task=3), "tinycode", 32)
     records = lines(path)
     keys = [(r["task_id"], r.get("sample", 0)) for r in records]
     wanted = [(t, k) for t in benchmarks.benchmark_problems(run, "tinycode") for k in range(3)]
@@ -184,10 +185,10 @@ def test_more_tasks_and_more_samples_go_on_from_what_is_there(run):
 
 def test_an_answer_does_not_depend_on_the_batch(run):
     warm = run.but(temperature=0.7, sample_batch=5)
-    path = sampled(warm, "tinycode", 32)
+    path = pipeline.sampled(warm, "tinycode", 32)
     first = {r["task_id"]: r for r in lines(path)}
     path.unlink()
-    sampled(warm.but(sample_batch=1), "tinycode", 32)
+    pipeline.sampled(warm.but(sample_batch=1), "tinycode", 32)
     clear = [r for r in lines(path) if r["margin"] > 1e-4]  # the others' order hangs on rounding, as they say
     assert len(clear) > 6
     assert all(r["ids"] == first[r["task_id"]]["ids"] for r in clear)
@@ -203,7 +204,7 @@ def test_short_memory_halves_the_batch(run, monkeypatch):
         return real(net, prompts, *rest)
 
     monkeypatch.setattr(decode, "decode", limited)
-    assert len(lines(sampled(run.but(sample_batch=8), "tinycode", 32))) == 12
+    assert len(lines(pipeline.sampled(run.but(sample_batch=8), "tinycode", 32))) == 12
     assert sizes[:3] == [8, 4, 2]
 
 
@@ -245,7 +246,7 @@ def test_killed_processes_lose_and_double_nothing_whatever_their_number(run):
     # Alone, an answer is the same to the last bit; with so many, none of the processes is done before it is killed.
     run = run.but(sample_batch=1, limit=90)
     path = samples_path(run, "tinycode", 32)
-    want = sampled(run, "tinycode", 32).read_text()
+    want = pipeline.sampled(run, "tinycode", 32).read_text()
     path.unlink()
     mine = settings(run, 32)
     for world, enough in ((2, 2), (3, 6)):
@@ -267,7 +268,7 @@ def test_killed_processes_lose_and_double_nothing_whatever_their_number(run):
         with part.open("ab") as file:
             file.write(next(iter(made.values()))[:40])
     assert not path.exists()
-    sampled(run, "tinycode", 32)
+    pipeline.sampled(run, "tinycode", 32)
     assert discrete(path.read_text()) == discrete(want)
     assert not list(path.parent.glob(".*"))
 
@@ -275,9 +276,9 @@ def test_killed_processes_lose_and_double_nothing_whatever_their_number(run):
 def test_several_processes_through_the_launcher(run):
     run = run.but(sample_batch=1)  # alone, an answer is the same to the last bit
     path = samples_path(run, "tinycode", 32)
-    want = sampled(run, "tinycode", 32).read_text()
+    want = pipeline.sampled(run, "tinycode", 32).read_text()
     path.unlink()
-    sampled(run.but(sample_processes=2), "tinycode", 32)
+    pipeline.sampled(run.but(sample_processes=2), "tinycode", 32)
     assert path.read_text() == want
     assert "(2 of 2)" in (run.run_dir / "sample.log").read_text()
 
@@ -285,10 +286,10 @@ def test_several_processes_through_the_launcher(run):
 def test_a_process_that_fails_says_why(run):
     (run.run_dir / "model" / "model.safetensors").write_bytes(b"short")
     with pytest.raises(UserError, match=r"rank\d: .*model.safetensors: damaged or cut short"):
-        sampled(run.but(sample_processes=2), "tinycode", 32)
+        pipeline.sampled(run.but(sample_processes=2), "tinycode", 32)
 
 
 def test_under_a_launcher_nothing_is_trained(runs, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="train it first"):
-        sampled(resolve("tiny", masking="base"), "tinycode", 64)
+        pipeline.sampled(resolve("tiny", masking="none"), "tinycode", 64)

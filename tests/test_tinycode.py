@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
+from treediff import pipeline
 from treediff.config import resolve
-from treediff.data import examples, sources, tinycode
+from treediff.data import examples, tinycode
 from treediff.errors import UserError
 from treediff.masking import tokens
 
@@ -351,7 +352,7 @@ def test_programs_stay_short(runs):
     """The tiny preset's tokenizer takes 53 tokens for an answer on average and 80 at most: T = 96 holds them all."""
 
     cfg = resolve("tiny", pretrain={"rows": 4000})
-    tok = tokens.load_tokenizer(sources.tokenizer_folder(cfg))
+    tok = pipeline.tokenizer(cfg)
     encoded = [examples.encode(cfg, tok, examples.example(r)) for r in tinycode.training(2000, 0)]
     answers = [int((e["labels"] > tokens.PROMPT).sum()) for e in encoded]
     assert max(answers) <= 80

@@ -105,8 +105,9 @@ def test_every_token_has_the_tier_of_its_owner(tok, text, seed, weights):
         byte_tiers(parse(raw)),
         np.random.default_rng(seed).integers(0, 5, len(raw)).astype(np.uint8),
     ):
-        got = tokens.token_tiers(tok, ids, starts, tiers, weights)
-        assert got.tolist() == oracles.token_tiers(pieces(tok, ids.tolist()), tiers, weights)
+        for owner in ("none", "enclosing"):
+            got = tokens.token_tiers(tok, ids, starts, tiers, weights, owner)
+            assert got.tolist() == oracles.token_tiers(pieces(tok, ids.tolist()), tiers, weights, owner)
 
 
 @settings(max_examples=150, deadline=None)
@@ -131,7 +132,7 @@ def test_real_files_in_every_language(tok):
         tiers, spelled = byte_tiers(parsed), pieces(tok, ids.tolist())
         for weights in (None, WEIGHTS):
             got = tokens.token_tiers(tok, ids, starts, tiers, weights)
-            assert got.tolist() == oracles.token_tiers(spelled, tiers, weights)
+            assert got.tolist() == oracles.token_tiers(spelled, tiers, weights, "none")
         spans = tokens.token_spans(tokens.anchors(tok, ids, starts), node_spans(parsed))
         assert (spans[:, 0] < spans[:, 1]).all()
         assert spans[:, 1].max() <= len(ids)

@@ -32,7 +32,7 @@ def forward(net, noisy, ids, mask, weight):
     """The loss of tensors (B, L), by way of a micro-batch."""
     seen = torch.ones(mask.shape, dtype=torch.bool)
     m = batch.micro(noisy, ids, mask, weight, torch.zeros(len(mask), dtype=torch.long), mask.byte(), seen)
-    return net(m.noisy, m.places, m.targets, m.weight, m.seen)
+    return net(m.noisy, m.places, m.targets, m.weight, m.attention_mask)
 
 
 def losses():
@@ -103,7 +103,7 @@ def test_the_update_does_not_depend_on_the_layout(padding):
         for rank in range(processes):
             for number in range(accumulation):
                 m = b.micro(rank, number)
-                loss, _ = net(m.noisy, m.places, m.targets, m.weight, m.seen)
+                loss, _ = net(m.noisy, m.places, m.targets, m.weight, m.attention_mask)
                 loss.backward()  # DeepSpeed's division and our factor cancel: gradients add up
         gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
     for other in gradients[1:]:
@@ -154,7 +154,7 @@ def test_every_epoch_is_a_permutation():
 def test_eos_is_trained_on():
     b = made(CFG.but(micro_batch=4, accumulation=1, processes=1))
     assert (b.labels[b.ids == 509] == tokens.REASONING).all()
-    assert b.seen.all()
+    assert b.attention_mask.all()
     assert (b.ids[:, -1] == 509).all()
     one = made(CFG.but(micro_batch=4, accumulation=1, processes=1, eos_padding="one"))
     assert ((one.labels == tokens.REASONING) & (one.ids == 509)).sum(1).tolist() == [1] * 4
@@ -230,7 +230,7 @@ def test_the_host_does_not_wait_for_the_device_within_a_step(monkeypatch, paddin
     net = Denoiser(lora.add_lora(net, cfg)).train()
     train.recompute(net.backbone) if checkpointing else None
     m, total = made(cfg).micro(0, 0), no_sums(torch.device("cpu"))
-    assert (m.seen is None) == (padding == "batch")
+    assert (m.attention_mask is None) == (padding == "batch")
     with NoSync():
         train.micro_step(Engine(net), m, total, 1)
     with NoSync(), pytest.raises(AssertionError, match="local_scalar_dense"):

@@ -112,23 +112,25 @@ def annotate(args: argparse.Namespace, extra: list[str]) -> None:
 def prepare(args: argparse.Namespace, extra: list[str]) -> None:
     import json
 
+    from treediff import pipeline
     from treediff.data import prepare
 
     cfg = switches(args, extra)
+    print(json.dumps(pipeline.statistics(cfg, args.out), indent=1))
     folder = args.out or prepare.data_folder(cfg)
-    print(json.dumps(prepare.stats(cfg, args.out), indent=1))
     print(f"{folder}: open it with datasets.load_from_disk.", file=sys.stderr)
 
 
 def train(args: argparse.Namespace, extra: list[str]) -> None:
-    from treediff.training import launch, plan
+    from treediff import pipeline
+    from treediff.training import plan
 
     cfg = switches(args, extra)
     if args.plan:
         print(plan.text(plan.plan(cfg)))
         plan.require_room(cfg)
     else:
-        print(launch.trained(cfg))
+        print(pipeline.trained(cfg))
 
 
 def export(args: argparse.Namespace, extra: list[str]) -> None:
@@ -149,19 +151,22 @@ def export(args: argparse.Namespace, extra: list[str]) -> None:
 
 
 def sample(args: argparse.Namespace, extra: list[str]) -> None:
-    from treediff.sampling import run, terminal
+    from treediff import pipeline
+    from treediff.sampling import terminal
 
     cfg = switches(args, [x for x in extra if not x.startswith("--local_rank=")])  # deepspeed's launcher adds it
     if args.prompt is not None:
+        if not cfg.model:
+            pipeline.trained(cfg)
         terminal.stream(cfg, args.prompt, sys.stdout)
         return
     for benchmark in cfg.benchmarks:
         for length in cfg.lengths:
-            print(run.sampled(cfg, benchmark, length))
+            print(pipeline.sampled(cfg, benchmark, length))
 
 
 def score(args: argparse.Namespace, extra: list[str]) -> None:
-    from treediff.scoring import run
+    from treediff import pipeline
     from treediff.scoring import score as scoring
 
     if args.benchmark or args.samples or args.out:
@@ -178,13 +183,13 @@ def score(args: argparse.Namespace, extra: list[str]) -> None:
     cfg = switches(args, extra, data=args.data)
     for benchmark in cfg.benchmarks:
         for length in cfg.lengths:
-            print(run.scored(cfg, benchmark, length))
+            print(pipeline.scored(cfg, benchmark, length))
 
 
 def report(args: argparse.Namespace, extra: list[str]) -> None:
-    from treediff.report import report
+    from treediff import pipeline
 
-    print(report.write(switches(args, extra)))
+    print(pipeline.reported(switches(args, extra)))
 
 
 def reproduce(args: argparse.Namespace, extra: list[str]) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from treediff.errors import UserError
+from treediff.strategies import STRATEGIES
 
 
 def switch(default: Any, stage: str, text: str, paper: str = "") -> Any:
@@ -37,10 +38,10 @@ def switch(default: Any, stage: str, text: str, paper: str = "") -> Any:
 class Config:
     # --- which run -------------------------------------------------------------------------------------------
     preset: str = switch("paper", "run", "the preset these switches started from")
-    masking: Literal["base", "random", "ast", "ast_span", "identifier", "line"] = switch(
+    masking: Literal[*STRATEGIES] = switch(
         "ast",
         "run",
-        "corruption of the code region (`identifier` and `line` are not the paper's); `base`: no fine-tuning",
+        "corruption of the code region (`identifier` and `line` are not the paper's); `none`: the backbone alone",
         "3.4, C",
     )
     seed: int = switch(0, "run", "seed of data order, noise, masks, initialisation and sampling")
@@ -57,7 +58,7 @@ class Config:
         "data",
         "`train` (a byte-level BPE from the training rows), a folder or a hub id",
     )
-    vocab_size: int = switch(640, "data", "entries of a tokenizer trained on the spot, special tokens included")
+    vocab_size: int = switch(640, "data", "entries of a tokenizer trained on the temporary, special tokens included")
     max_length: int = switch(4096, "data", "longest prompt + answer [tokens]", "4.1")
     overlong: Literal["drop", "trim_reasoning"] = switch(
         "drop", "data", "rows over max_length: drop, or cut the reasoning (the code always stays whole)"
@@ -75,6 +76,11 @@ class Config:
         "first_byte",
         "data",
         "tier of a token that straddles leaves: its first non-blank byte, or the heaviest",
+    )
+    blank_owner: Literal["none", "enclosing"] = switch(
+        "none",
+        "data",
+        "tier of a token of blanks alone: `none`, the default weight, or that of the node around it",
     )
     span_nodes: Literal["all", "tiered"] = switch(
         "all",
@@ -132,14 +138,14 @@ class Config:
 
     # --- backbone and adapter --------------------------------------------------------------------------------
     backbone: str = switch(
-        "GSAI-ML/LLaDA-8B-Instruct", "train", "`pretrain` (made on the spot), a LLaDA folder or a hub id", "A"
+        "GSAI-ML/LLaDA-8B-Instruct", "train", "`pretrain` (made on the temporary), a LLaDA folder or a hub id", "A"
     )
     revision: str = switch("main", "train", "hub revision of backbone and tokenizer; pin a commit for a record")
-    d_model: int = switch(4096, "train", "width of a backbone made on the spot")
+    d_model: int = switch(4096, "train", "width of a backbone made on the temporary")
     n_layers: int = switch(32, "train", "its blocks")
     n_heads: int = switch(32, "train", "its attention heads")
     mlp_hidden: int = switch(12288, "train", "its feed-forward width")
-    pretrain: dict[str, Any] = switch({}, "train", "switches that differ while a backbone is made on the spot")
+    pretrain: dict[str, Any] = switch({}, "train", "switches that differ while a backbone is made on the temporary")
     lora_rank: int = switch(64, "train", "LoRA rank on the 7 matrices of each block; 0 trains all weights", "A.1")
     lora_alpha: float = switch(128.0, "train", "LoRA scale: updates are multiplied by alpha / rank", "A.1")
     lora_dropout: float = switch(0.1, "train", "dropout before the LoRA matrices", "A.1")
@@ -254,8 +260,8 @@ class Config:
         return dataclasses.replace(self, **changes)
 
     def with_masking(self, masking: str) -> Config:
-        """The run beside this one with another masking; `base` takes the switches in `pretrain` as well."""
-        return self.but(masking=masking, **(self.pretrain if masking == "base" else {}))
+        """The run beside this one with another masking; `none` takes the switches in `pretrain` as well."""
+        return self.but(masking=masking, **(self.pretrain if masking == "none" else {}))
 
     def weights(self) -> list[float]:
         """Weight by label (tokens.LABELS): prompt, reasoning, default, skeleton, data, condition, control."""
@@ -276,10 +282,7 @@ class Config:
 
 
 SWITCHES: dict[str, dataclasses.Field] = {f.name: f for f in dataclasses.fields(Config)}
-
-
 _TYPES: dict[str, Any] = typing.get_type_hints(Config)
-
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper's run: 8 GPUs, LLaDA-8B-Instruct, 150,000 rows of OpenCodeReasoning.
@@ -293,7 +296,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_length": 2048,
         "lengths": [256],
     },
-    # Two cores, no network, no data: everything is made on the spot (see docs/results/tiny.md).
+    # Two cores, no network, no data: everything is made on the temporary (see docs/results/tiny.md).
     "tiny": {
         "data": "tinycode",
         "rows": 4000,

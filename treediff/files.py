@@ -23,21 +23,21 @@ def whole(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write a file or folder to; it takes the place of `path` on success only."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    spot = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
-        yield spot / path.name
-        if (spot / path.name).is_file():
-            with (spot / path.name).open("rb") as file:
+        yield temporary / path.name
+        if (temporary / path.name).is_file():
+            with (temporary / path.name).open("rb") as file:
                 os.fsync(file.fileno())
-        os.replace(spot / path.name, path)
+        os.replace(temporary / path.name, path)
     finally:
-        shutil.rmtree(spot, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON, written whole or not at all."""
-    with whole(path) as spot:
-        spot.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    with whole(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

@@ -48,7 +48,7 @@ def of_stages(values: Mapping[str, Any], *stages: str) -> dict[str, Any]:
 
 def _idle(cfg: Config, name: str) -> bool:
     """Whether switch `name` cannot matter to this run: a backbone has no adapter and no tiers in its training."""
-    if cfg.masking != "base":
+    if cfg.masking != "none":
         return False
     without = ("lora_alpha", "lora_dropout", "tier_weights", "default_weight", "budget")
     return name in without or (cfg.backbone != "pretrain" and name not in ("backbone", "revision"))

@@ -1,23 +1,41 @@
-"""The masking rules: one record each. Whatever names, draws or counts a rule takes it from here."""
+"""The masking rules: one record each. Whatever chooses, draws, counts or names a rule takes it from here.
+
+A new rule is a function like those in masking/rules.py and a record here: docs/rules.md shows one.
+"""
 
 from __future__ import annotations
 
-MASKINGS = ("random", "ast_span", "ast")
-"""The paper's corruption strategies, in the order of its Table 2."""
+from dataclasses import dataclass
 
 
-BEYOND = ("identifier", "line")
-"""Strategies that are not the paper's: reported where they were run."""
+@dataclass(frozen=True)
+class Strategy:
+    """A masking rule, or `none`: the backbone without fine-tuning."""
+
+    name: str  # the value of the switch `masking`
+    title: str
+    colour: str  # colour-blind-safe, by Okabe and Ito
+    marker: str  # matplotlib's
+    rule: str = ""  # "module:function", found when the rule is applied: the settings load no torch
+    reads: str = ""  # the data column (examples.COLUMNS) that it reads besides the labels
+    paper: bool = False  # whether its results stand in the paper's tables
 
 
-READS = {"ast_span": "spans", "identifier": "names", "line": "lines"}
-"""The column of the encoded samples that a rule reads besides the labels."""
+_RULES = "treediff.masking.rules:"
+STRATEGIES = {
+    s.name: s
+    for s in (
+        Strategy("none", "Backbone", "#777777", "s"),
+        Strategy("random", "Random masking", "#0072B2", "o", f"{_RULES}random_mask", paper=True),
+        Strategy("ast_span", "AST (span)", "#CC79A7", "^", f"{_RULES}span_mask", "spans", paper=True),
+        Strategy("ast", "AST (TreeDiff)", "#D55E00", "D", f"{_RULES}ast_mask", paper=True),
+        Strategy("identifier", "Whole names", "#009E73", "v", f"{_RULES}group_mask", "names"),
+        Strategy("line", "Whole lines", "#E69F00", "P", f"{_RULES}group_mask", "lines"),
+    )
+}
+"""By name, in the order of tables and figures."""
 
-
-STRATEGY = {"base": "#777777", "random": "#0072B2", "ast_span": "#CC79A7", "ast": "#D55E00"}
-
-
-MARKER = {"base": "s", "random": "o", "ast_span": "^", "ast": "D", "identifier": "v", "line": "P"}
-
-
-NAMES = {"base": "Backbone", "random": "Random masking", "ast_span": "AST (span)", "ast": "AST (TreeDiff)"}
+MASKINGS = tuple(s.name for s in STRATEGIES.values() if s.paper)
+"""The paper's rules, in the order of its Table 2."""
+BEYOND = tuple(s.name for s in STRATEGIES.values() if s.rule and not s.paper)
+"""Rules that are not the paper's: reported where they were run."""

@@ -33,29 +33,29 @@ def benchmark_problems(cfg: Config, benchmark: str) -> dict[str, dict[str, Any]]
 
 
 def benchmark_file(cfg: Config, benchmark: str) -> Path | None:
-    """The file of a benchmark's problems: TinyCode's is made on the spot, others' as `benchmark_files` says; None is
+    """The file of a benchmark's problems: TinyCode's below runs/<preset>, others' as `benchmark_files` says; None is
     EvalPlus's own download."""
-    if benchmark != "tinycode":
-        path = cfg.benchmark_files.get(benchmark)
-        return Path(path) if path else None
+    if benchmark == "tinycode":
+        return cfg.preset_dir / f"tinycode-{sources.tinycode_stamp()[:12]}.jsonl"
+    path = cfg.benchmark_files.get(benchmark)
+    return Path(path) if path else None
 
-    path = cfg.preset_dir / f"tinycode-{sources._tinycode()[:12]}.jsonl"
+
+def write_tinycode(cfg: Config) -> Path:
+    """The file of TinyCode's problems, made if it is missing."""
+    path = benchmark_file(cfg, "tinycode")
     if not path.exists():
-        with whole(path) as spot:
-            spot.write_text("".join(json.dumps(p) + "\n" for p in tinycode.benchmark()))
+        with whole(path) as temporary:
+            temporary.write_text("".join(json.dumps(p) + "\n" for p in tinycode.benchmark()))
     return path
 
 
 PARTS = ("base", "plus")
-
-
 RELEASES = {
     "42526ec0e7d5f3ee0b06d6ced98f8c8bae3d76519151bfb3d36f79010645bd7f": "HumanEvalPlus v0.1.10",
     "b54e762755248ca411b523c917fa9f93c07b5ff2966bf60b3917b853926a3dad": "MbppPlus v0.2.0",
 }
 """EvalPlus's data files by the SHA-256 of their unpacked content."""
-
-
 FIELDS = {"prompt": str, "entry_point": str, "canonical_solution": str, "base_input": list, "plus_input": list}
 
 

@@ -39,33 +39,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-
 NGRAM = {"code": 12, "text": 8}
 """Length of the n-grams that the exact shares count [tokens of a program, words]."""
-
 
 SHINGLE = {"code": 5, "text": 3}
 """Length of the n-grams whose sets MinHash compares."""
 
-
 FLAG = {"code": 0.6, "text": 0.6, "minhash": 0.6}
 """A row is contaminated if one of its measures reaches this (docs/data.md: how the values were found)."""
-
 
 FEW = 8
 """A problem with fewer n-grams than this counts by them only where a row holds them all; one with none, never."""
 
-
 NEAREST = 20
-
-
 _PERMUTATIONS = 128
 
 
 # --- a program and a text, normalised --------------------------------------------------------------------------------
 _IMPORT = re.compile(r"^[ \t]*(?:import|from)[ \t][^\n]*$", re.M)
-
-
 _LEXEME = re.compile(
     r"""\#[^\n]*|\\\r?\n|[ \t\f\r]+                                        # nothing
     |(?P<string>(?i:[rbuf]{0,2})(?:\"{3}(?:\\.|[^\\])*?\"{3}|'{3}(?:\\.|[^\\])*?'{3}
@@ -76,17 +67,9 @@ _LEXEME = re.compile(
     |(?P<mark>.)""",
     re.X | re.S,
 )
-
-
 _GROUPING = frozenset("(),;")
-
-
 _KNOWN = frozenset(dir(builtins)) | frozenset(keyword.kwlist)
-
-
 _WORD = re.compile(r"\w+")
-
-
 _TESTS = re.compile(r"^\s*(?:>>>|assert\b).*$", re.M)
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -29,12 +30,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-
 INSTRUCTION = (
     "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
 )
 """EvalPlus's instruction, put before a benchmark's problem."""
-
 
 _FENCE = re.compile(r"^```[ \t]*(?P<language>[\w+-]*)[ \t]*\r?\n(?P<code>.*?)^```[ \t]*$", re.S | re.M)
 
@@ -127,7 +126,7 @@ def encode(cfg: Config, tok: PreTrainedTokenizerFast, ex: Example) -> dict[str, 
     at = tokens.anchors(tok, ids, starts)
     labels = np.full(len(ids), REASONING, np.uint8)
     inside = (at >= start) & (at < end)
-    labels[inside] = CODE + tokens.token_tiers(tok, ids, starts, tiers, weights)[inside]
+    labels[inside] = CODE + tokens.token_tiers(tok, ids, starts, tiers, weights, cfg.blank_owner)[inside]
     found = groups(cfg, parsed, at[inside] - start, len(prompt) + int(np.searchsorted(at, start)))
     labels = [np.full(len(prompt), PROMPT, np.uint8), labels, np.full(len(ending), REASONING, np.uint8)]
     return {
@@ -141,36 +140,29 @@ def encode(cfg: Config, tok: PreTrainedTokenizerFast, ex: Example) -> dict[str, 
     }
 
 
+COLUMNS: dict[str, Callable[[Parsed, Config], np.ndarray]] = {
+    "spans": lambda parsed, cfg: node_spans(parsed, cfg.span_nodes == "tiered"),
+    "names": lambda parsed, cfg: name_spans(parsed),
+    "lines": lambda parsed, cfg: line_spans(parsed.source),
+}
+"""What masking rules may read besides labels, each int32 (n, 3) of start byte, end byte, and a number: AST nodes (their
+tier), names (which name), lines (which line). A new column is an entry here."""
+
+
 def groups(cfg: Config, parsed: Parsed, at: np.ndarray, shift: int) -> dict[str, np.ndarray]:
-    """What masking rules read besides labels, int32 (n, 3) each of first token, token after the last, and a number:
-    `spans` of AST nodes (their tier), `names` (which name) and `lines` (which line). `at`: the byte of the code that
-    places each token; `shift` is added to the token numbers."""
-    by_byte = {
-        "spans": node_spans(parsed, cfg.span_nodes == "tiered"),
-        "names": name_spans(parsed),
-        "lines": line_spans(parsed.source),
-    }
-    by_token = {name: tokens.token_spans(at, spans) for name, spans in by_byte.items()}
+    """The columns in tokens, int32 (n, 3) each of first token, token after the last, and the number. `at`: the byte of
+    the code that places each token; `shift` is added to the token numbers."""
+    by_token = {name: tokens.token_spans(at, spans(parsed, cfg)) for name, spans in COLUMNS.items()}
     for spans in by_token.values():
         spans[:, :2] += shift
     return by_token
 
 
 TOO_LONG = "longer than max_length"
-
-
 _PIECE = 4096  # characters
-
-
 _WORTH = 5  # characters a token: a text of more than these may well be too long
-
-
 _WORDS = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])")
-
-
 _PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
 _SPLITS = (  # LLaDA's, Llama 3's and Qwen 2's way of cutting a text before the merges
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
     _PIECES % r"\p{N}{1,3}",

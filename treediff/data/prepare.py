@@ -1,6 +1,6 @@
 """Rows -> a chosen, encoded Arrow data set: parallel over cores, in flat memory, going on after kill -9.
 
-    data = prepared(cfg)             # a datasets.Dataset under runs/<preset>/data/, made if it is missing
+    data = prepare(cfg)              # a datasets.Dataset under runs/<preset>/data/, made if it is missing
     data[0]["input_ids"], data[0]["labels"], data[0]["spans"]
     stats(cfg)["rows"]               # how many rows were read, dropped for which reason, not chosen, kept
 
@@ -50,24 +50,16 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-
-
 PART_BYTES = 16_000_000  # bytes of rows: what a kill can lose per process, and a process's memory, grow with it
-
-
 SHARD = 128_000_000  # bytes of a file of the finished data set
+_FORMAT = 4  # raise it when the same rows and switches give other bits
 
 
-_FORMAT = 3  # raise it when the same rows and switches give other bits
-
-
-def prepared(cfg: Config, out: Path | None = None) -> datasets.Dataset:
+def prepare(cfg: Config, out: Path | None = None) -> datasets.Dataset:
     """The encoded data set of `cfg`, made first if it is missing. Its statistics lie beside it in stats.json.
 
     Raises UserError if `out` holds something else, if no row can be used, or if the disk is full.
     """
-    import datasets
-
     folder = Path(out or data_folder(cfg))
     if not (folder / "stats.json").exists():
         if folder.exists() and any(folder.iterdir()):
@@ -75,7 +67,17 @@ def prepared(cfg: Config, out: Path | None = None) -> datasets.Dataset:
         with _alone(folder):
             if not (folder / "stats.json").exists():
                 _prepare(cfg, folder, out is None)
-    elif read_json(folder / "stats.json")["fingerprint"] != data_fingerprint(cfg):
+    return load(cfg, out)
+
+
+def load(cfg: Config, out: Path | None = None) -> datasets.Dataset:
+    """The data set that `prepare` made. Raises UserError if it is not there, or was made from something else."""
+    import datasets
+
+    folder = Path(out or data_folder(cfg))
+    if not (folder / "stats.json").exists():
+        raise UserError(f"{folder}: there is no data set yet; run `treediff prepare` with the same switches first.")
+    if read_json(folder / "stats.json")["fingerprint"] != data_fingerprint(cfg):
         raise UserError(f"{folder}: holds a data set made from other data or switches; name another folder.")
     return datasets.load_from_disk(str(folder)).with_format("numpy")
 
@@ -85,7 +87,6 @@ def stats(cfg: Config, out: Path | None = None) -> dict[str, Any]:
 
     The contamination is checked again if it was not checked yet, or against other benchmark files or embeddings.
     """
-    prepared(cfg, out)
     folder = Path(out or data_folder(cfg))
     found = read_json(folder / "stats.json")
     known = found["contamination"]
@@ -144,9 +145,9 @@ def _prepare(cfg: Config, folder: Path, keep: bool) -> None:
     try:
         with _alone(parts):
             files = _encode(cfg, parts)
-        with whole(folder) as spot:
-            spot.mkdir()
-            _publish(cfg, files, spot, mark)
+        with whole(folder) as temporary:
+            temporary.mkdir()
+            _publish(cfg, files, temporary, mark)
     except UserError:
         if not (keep and (parts / "complete.json").exists()):
             shutil.rmtree(parts, ignore_errors=True)
@@ -224,7 +225,11 @@ def encode_part(cfg: Config, path: Path, rows: list[tuple[int, Any]]) -> int:
     facts = {"read": len(rows), "dropped": dropped, "rows": [r["row"] for r in records]}
     arrays = [_column([r[f.name] for r in records], f.type) for f in _schema()]
     table = pa.table(arrays, schema=_schema().with_metadata({"facts": json.dumps(facts)}))
-    with whole(path) as spot, pa.OSFile(str(spot), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+    with (
+        whole(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as file,
+        pa.ipc.new_stream(file, table.schema) as writer,
+    ):
         writer.write_table(table)
     return len(rows)
 
@@ -235,7 +240,7 @@ def _schema() -> pa.Schema:
 
     own = {"id": pa.string(), "uid": pa.int64()}
     own |= {"labels": pa.list_(pa.uint8())}
-    own |= dict.fromkeys(("input_ids", "spans", "names", "lines"), pa.list_(pa.int32()))
+    own |= dict.fromkeys(("input_ids", *examples.COLUMNS), pa.list_(pa.int32()))
     return pa.schema(own | dict.fromkeys(("row", "code_bytes", "error_bytes"), pa.int64()))
 
 
@@ -249,8 +254,8 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 
 # --- the choice and the data set -------------------------------------------------------------------------------------
-def _publish(cfg: Config, files: list[Path], spot: Path, mark: str) -> None:
-    """Write the data set of the chosen rows of all parts to the folder `spot`, with its stats.json."""
+def _publish(cfg: Config, files: list[Path], temporary: Path, mark: str) -> None:
+    """Write the data set of the chosen rows of all parts to the folder `temporary`, with its stats.json."""
     facts = [_facts(path) for path in files]
     dropped = sum((Counter(f["dropped"]) for f in facts), Counter())
     fit = np.array([n for f in facts for n in f["rows"]], np.int64)
@@ -266,13 +271,13 @@ def _publish(cfg: Config, files: list[Path], spot: Path, mark: str) -> None:
     chosen = choice(fit, cfg.rows, cfg.data_seed)
     if len(chosen) < cfg.rows:
         log.warning("%s: %d rows can be used, fewer than the %d wanted.", cfg.data, len(chosen), cfg.rows)
-    tally = _write(files, chosen, spot, mark)
-    checked = _check(cfg, sorted(spot.glob("*.arrow")))
+    tally = _write(files, chosen, temporary, mark)
+    checked = _check(cfg, sorted(temporary.glob("*.arrow")))
     rows = {"read": read, "dropped": dict(dropped.most_common()), "usable": len(fit)}
     rows |= {"not_chosen": len(fit) - len(chosen), "kept": len(chosen)}
     known = {"fingerprint": mark, "data": cfg.data, "tokenizer": cfg.tokenizer, "rows": rows}
     write_json(
-        spot / "stats.json", known | tally.as_dict() | {"contamination": checked, "switches": cfg.as_dict("data")}
+        temporary / "stats.json", known | tally.as_dict() | {"contamination": checked, "switches": cfg.as_dict("data")}
     )
 
 
@@ -285,12 +290,12 @@ def choice(numbers: np.ndarray, rows: int, seed: int) -> np.ndarray:
     return np.sort(numbers[order[:rows]])
 
 
-def _write(files: list[Path], chosen: np.ndarray, spot: Path, mark: str) -> Tally:
+def _write(files: list[Path], chosen: np.ndarray, temporary: Path, mark: str) -> Tally:
     """Copy the chosen rows of the parts into shards that `datasets.load_from_disk` opens."""
     import datasets
     import pyarrow as pa
 
-    columns = ["id", "uid", "input_ids", "labels", "spans", "names", "lines"]
+    columns = ["id", "uid", "input_ids", "labels", *examples.COLUMNS]
     features = datasets.Features.from_arrow_schema(pa.schema([_schema().field(c) for c in columns]))
     tally, shards, writer, size = Tally(), [], None, 0
     for path in files:
@@ -303,15 +308,15 @@ def _write(files: list[Path], chosen: np.ndarray, spot: Path, mark: str) -> Tall
                 writer.finalize()
             size = 0
             shards.append(f"data-{len(shards):05d}.arrow")
-            writer = datasets.arrow_writer.ArrowWriter(path=str(spot / shards[-1]), features=features)
+            writer = datasets.arrow_writer.ArrowWriter(path=str(temporary / shards[-1]), features=features)
         writer.write_table(table.select(columns))
         size += table.nbytes
     writer.finalize()
     # What Dataset.save_to_disk writes; that would map all of it into memory first.
-    datasets.DatasetInfo(features=features).write_to_directory(str(spot))
+    datasets.DatasetInfo(features=features).write_to_directory(str(temporary))
     state = {"_data_files": [{"filename": name} for name in shards], "_fingerprint": mark, "_split": None}
     state |= {"_format_type": None, "_format_columns": None, "_format_kwargs": {}, "_output_all_columns": False}
-    write_json(spot / "state.json", state)
+    write_json(temporary / "state.json", state)
     return tally
 
 

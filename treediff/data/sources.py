@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -62,20 +63,25 @@ def fingerprint(*parts: Any) -> str:
 
 
 def tokenizer_folder(cfg: Config) -> str:
-    """`cfg.tokenizer`, or the folder of the BPE trained on the backbone's training rows (made if it is missing)."""
+    """`cfg.tokenizer`, or the folder of the BPE that `train_tokenizer` makes."""
     if cfg.tokenizer != "train":
         return cfg.tokenizer
-    base = cfg.with_masking("base")
-    made_of = base.as_dict("data")
-    mark = fingerprint({k: made_of[k] for k in _TOKENIZER_SWITCHES}, data_stamp(base))
-    folder = cfg.preset_dir / f"tokenizer-{mark}"
-    if not folder.is_dir():
-        examples.log.info("training a BPE tokenizer of %d entries", cfg.vocab_size)
-        with whole(folder) as spot:
-            # With the words of the chat template, which stand in every sample.
-            texts = (f"user\n\n{e.prompt}\nassistant\n\n{e.answer()[0]}" for e in _examples(base))
-            tokens.train_tokenizer(texts, cfg.vocab_size, spot)
-    return str(folder)
+    backbone = cfg.with_masking("none")
+    made_of = backbone.as_dict("data")
+    mark = fingerprint({k: made_of[k] for k in _TOKENIZER_SWITCHES}, data_stamp(backbone))
+    return str(cfg.preset_dir / f"tokenizer-{mark}")
+
+
+def train_tokenizer(cfg: Config) -> None:
+    """Train the BPE on the backbone's training rows, if the run is to have one and it is not there."""
+    if cfg.tokenizer != "train" or (folder := Path(tokenizer_folder(cfg))).is_dir():
+        return
+    log.info("training a BPE tokenizer of %d entries", cfg.vocab_size)
+    with whole(folder) as temporary:
+        # With the words of the chat template, which stand in every sample.
+        found = _examples(cfg.with_masking("none"))
+        texts = (f"user\n\n{e.prompt}\nassistant\n\n{e.answer()[0]}" for e in found)
+        tokens.train_tokenizer(texts, cfg.vocab_size, temporary)
 
 
 def _examples(cfg: Config) -> Iterator[examples.Example]:
@@ -85,16 +91,19 @@ def _examples(cfg: Config) -> Iterator[examples.Example]:
             yield examples.example(row, cfg.language)
 
 
+log = logging.getLogger(__name__)
+
 _TOKENIZER_SWITCHES = ("data", "data_split", "rows", "data_seed", "vocab_size", "language")
 
 
 def data_stamp(cfg: Config) -> Any:
     """What stands for the rows: a file's size and time; TinyCode's own source; nothing for a hub data set."""
     if cfg.data == "tinycode":
-        return _tinycode()
+        return tinycode_stamp()
     source = Path(cfg.data)
     return [source.stat().st_size, source.stat().st_mtime_ns] if source.is_file() else []
 
 
-def _tinycode() -> str:
+def tinycode_stamp() -> str:
+    """Changes with the source of the problem set."""
     return hashlib.sha256(Path(__file__).with_name("tinycode.py").read_bytes()).hexdigest()

@@ -26,15 +26,10 @@ from typing import Any, Literal, NamedTuple
 from treediff.errors import UserError
 
 Split = Literal["train", "constants", "composition"]
-
-
 Constant = int | str | None
-
 
 INPUTS = 27
 """Test inputs per problem, a third of them EvalPlus's base inputs."""
-
-
 HALF = 300
 """Held-out problems of each kind in the benchmark."""
 
@@ -48,13 +43,8 @@ class Op(NamedTuple):
 
 
 _TO_20 = tuple(range(2, 21))  # not 0 and 1: they make `x * k`, `x % k` and sums blind to an operator's change
-
-
 _FROM_3 = _TO_20[1:]  # `divisible by 2` would be the same code as `even`
-
-
 _LETTERS = tuple(string.ascii_lowercase)
-
 
 # The place of an operation in this table decides which pairs are held out (`_held_pair`): new ones go to the end.
 OPS: dict[str, Op] = {
@@ -103,10 +93,7 @@ OPS: dict[str, Op] = {
     # a bare constant
     "const": Op("{k}", "{k}", _TO_20),
 }
-
-
 _PLACE = {name: i for i, name in enumerate(OPS)}
-
 
 # What a slot may hold. `shift` leaves out `mod`, which changes nothing below its constant (`x % 9 if x < 5 else x`),
 # and `plain` also `over`, under which all digits are alike.
@@ -116,10 +103,7 @@ digit: gt ge lt le ne even odd | char: is isnt vowel digit upper | charmap: rais
 map: add sub mul over square neg mod | shift: add sub mul over square neg | plain: add sub mul square neg
 agg: total size max | shrink: less cut | grow: more scale | limit: under upto | slice: head tail last cutoff
 """
-
-
 KINDS = {kind: tuple(ops.split()) for kind, ops in re.findall(r"(\w+): ([\w ]+)", _KINDS)}
-
 
 # A family is three lines: name, parameter kind and slots (`slot=kind`, with `:variable` if it is not x, and with
 # `:low-high` for fewer constants); the text; the code, its lines parted by ` | `, indented by `>`.

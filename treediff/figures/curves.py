@@ -14,14 +14,13 @@ import numpy as np
 from treediff.figures import plots
 from treediff.masking.tokens import LABELS
 from treediff.scoring import stats
-from treediff.strategies import MARKER, NAMES, STRATEGY
+from treediff.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 Log = Sequence[Mapping[str, Any]]
-
 
 _SHADES = ["#56B4E9", "#0072B2", "#009E73", "#E69F00", "#D55E00"]  # from little noise to much
 
@@ -59,16 +58,16 @@ def machine(log: Log) -> Figure:
     """Learning rate, throughput, and where each step's time went: computing, or waiting for data."""
     figure, (rate, speed, time) = plots._axes(3.7, 3.2, 3)
     steps = np.array([r["step"] for r in log])
-    rate.plot(steps, [r["lr"] for r in log], color=STRATEGY["random"])
+    rate.plot(steps, [r["lr"] for r in log], color=STRATEGIES["random"].colour)
     rate.set_ylabel("learning rate")
     rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    speed.plot(steps, np.array([r["tokens_per_s"] for r in log]) / 1000, color=STRATEGY["random"], lw=0.8)
+    speed.plot(steps, np.array([r["tokens_per_s"] for r in log]) / 1000, color=STRATEGIES["random"].colour, lw=0.8)
     speed.set_ylabel("thousand tokens per second")
     speed.set_ylim(bottom=0)
     waited = np.array([r["data_wait_s"] for r in log])
     whole = np.array([r["seconds"] for r in log])
     time.fill_between(steps, waited, whole, color="#9BD3F5", lw=0, label="computing")
-    time.fill_between(steps, 0, waited, color=STRATEGY["ast"], lw=0, label="waiting for data")
+    time.fill_between(steps, 0, waited, color=STRATEGIES["ast"].colour, lw=0, label="waiting for data")
     time.set_ylabel("seconds per step")
     share = 100 * waited.sum() / max(1e-9, whole.sum())
     time.set_title(f"{share:.1f} % of the time spent waiting for data", fontsize=9, loc="left")
@@ -99,8 +98,16 @@ def heldout(runs: Mapping[str, Log]) -> Figure:
             p = np.array([r["accuracy_by_label"][label] for r in log])
             count = log[0]["tokens"][label]
             low, high = 100 * np.array([stats.wilson(round(share * count), count) for share in p]).T
-            ax.plot(steps, 100 * p, color=STRATEGY[name], marker=MARKER[name], ms=4, lw=1.4, label=NAMES[name])
-            ax.fill_between(steps, low, high, color=STRATEGY[name], alpha=0.12, lw=0)
+            ax.plot(
+                steps,
+                100 * p,
+                color=STRATEGIES[name].colour,
+                marker=STRATEGIES[name].marker,
+                ms=4,
+                lw=1.4,
+                label=STRATEGIES[name].title,
+            )
+            ax.fill_between(steps, low, high, color=STRATEGIES[name].colour, alpha=0.12, lw=0)
         ax.set_title(f"{label} ({count} tokens)", fontsize=9, loc="left")
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="#EEEEEE", lw=0.8)

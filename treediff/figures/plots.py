@@ -16,7 +16,7 @@ import numpy as np
 from treediff.files import whole
 from treediff.masking.tiers import TIERS, Parsed
 from treediff.masking.tokens import CODE, LABELS
-from treediff.strategies import MARKER, NAMES, STRATEGY
+from treediff.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,19 +34,9 @@ COLOURS = {
 }
 """Background of each label, light enough for black text; the hues are Okabe and Ito's."""
 
-
-STRATEGY |= {"identifier": "#009E73", "line": "#E69F00"}
-
-
-NAMES |= {"identifier": "Whole names", "line": "Whole lines"}
-
-
 MASKED = "#333333"
 
-
 _ANSI = {"default": "0", "skeleton": "36", "data": "32", "condition": "33", "control": "31"}
-
-
 _CELL = (0.0627, 0.145)  # width and height of a character at 7.5 points [inch]
 
 
@@ -273,7 +263,9 @@ def maskings(
         for row, (level, mask) in enumerate(zip(levels, by_level, strict=True)):
             _code(axes[row][column], text, runs, mask)
             axes[row][column].set_title(
-                f"{NAMES[strategy]}, P = {level:g}: {int(np.sum(mask))} of {len(mask)} tokens", fontsize=9, loc="left"
+                f"{STRATEGIES[strategy].title}, P = {level:g}: {int(np.sum(mask))} of {len(mask)} tokens",
+                fontsize=9,
+                loc="left",
             )
     _tier_legend(figure, masked=True)
     return figure
@@ -292,8 +284,6 @@ def _axes(width: float = 6.0, height: float = 3.6, columns: int = 1, **kwargs: A
 
 
 _LINE = {"default": "#777777", "skeleton": "#0072B2", "data": "#009E73", "condition": "#B8860B", "control": "#D55E00"}
-
-
 _STYLE = {"default": ":", "skeleton": "-", "data": "--", "condition": "-.", "control": (0, (5, 1))}
 
 
@@ -313,7 +303,7 @@ def inclusion(
         for tier, share in expected.items():
             ax.plot(levels, share, color=_LINE[tier], lw=1)
         ax.plot([0, 1], [0, 1], color="#CCCCCC", lw=1, zorder=0)
-        ax.set_title(f"{NAMES[strategy]}{'' if expected else ' (no closed form)'}", fontsize=10)
+        ax.set_title(f"{STRATEGIES[strategy].title}{'' if expected else ' (no closed form)'}", fontsize=10)
         ax.set_xlabel("noise level P")
     axes[0].set_ylabel("share of tokens masked\n(marks: drawn; lines: theory)")
     axes[-1].legend(frameon=False, fontsize=8, loc="upper left")
@@ -338,8 +328,8 @@ def slider(draw: Callable[[float], Figure], label: str, value: float) -> Any:
 def noise_schedule(steps: np.ndarray, eps: np.ndarray, drawn: np.ndarray) -> Figure:
     """eps_t over training and the noise levels P drawn above it (one per sample)."""
     figure, (ax,) = _axes()
-    ax.plot(steps, drawn, ".", color=STRATEGY["random"], ms=3, alpha=0.6, label="P of one sample")
-    ax.plot(steps, eps, color=STRATEGY["ast"], lw=2, label="floor eps_t")
+    ax.plot(steps, drawn, ".", color=STRATEGIES["random"].colour, ms=3, alpha=0.6, label="P of one sample")
+    ax.plot(steps, eps, color=STRATEGIES["ast"].colour, lw=2, label="floor eps_t")
     ax.set_xlabel("optimiser step")
     ax.set_ylabel("noise level")
     ax.legend(frameon=True, fontsize=8, loc="upper right")
@@ -352,7 +342,9 @@ def run_lengths(lengths: Mapping[str, Sequence[int]], level: float) -> Figure:
     for strategy, values in lengths.items():
         runs = np.sort(np.asarray(values))
         at_least = 1 - np.concatenate([[0], np.cumsum(runs)[:-1]]) / max(1, runs.sum())
-        ax.step(runs, at_least, where="pre", color=STRATEGY[strategy], label=NAMES[strategy], lw=1.6)
+        ax.step(
+            runs, at_least, where="pre", color=STRATEGIES[strategy].colour, label=STRATEGIES[strategy].title, lw=1.6
+        )
     ax.set_xscale("log")
     ax.set_xlabel(f"length of a run of masked code tokens, at P = {level:g}")
     ax.set_ylabel("share of masked tokens in\nruns at least this long")
@@ -428,12 +420,12 @@ def order(
                 mean,
                 y,
                 xerr=[mean - low, high - mean],
-                fmt=MARKER[strategy],
-                color=STRATEGY[strategy],
+                fmt=STRATEGIES[strategy].marker,
+                color=STRATEGIES[strategy].colour,
                 ms=5,
                 capsize=2.5,
                 lw=1.4,
-                label=NAMES[strategy],
+                label=STRATEGIES[strategy].title,
             )
         ax.set_yticks(range(len(tiers)), tiers)
         ax.set_ylim(len(tiers) - 0.5, -0.5)
@@ -475,12 +467,12 @@ def robustness(scores: Mapping[str, Mapping[int, tuple[float, float, float]]], y
             x,
             y,
             yerr=bars,
-            color=STRATEGY[strategy],
-            marker=MARKER[strategy],
+            color=STRATEGIES[strategy].colour,
+            marker=STRATEGIES[strategy].marker,
             ms=6,
             capsize=3,
             lw=1.6,
-            label=NAMES[strategy],
+            label=STRATEGIES[strategy].title,
         )
     ax.set_xticks(range(len(lengths)), [f"T = {t}" for t in lengths])
     ax.set_xlim(-0.4, len(lengths) - 0.6)
@@ -492,6 +484,6 @@ def robustness(scores: Mapping[str, Mapping[int, tuple[float, float, float]]], y
 def save(figure: Figure, path: Path) -> Path:
     """Write `figure` as PNG, whole or not at all."""
 
-    with whole(path) as spot:
-        figure.savefig(spot, format="png", dpi=130)
+    with whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
     return path

@@ -17,7 +17,7 @@ from treediff.errors import UserError
 from treediff.masking import rules, tokens
 from treediff.masking.tiers import byte_tiers, parse, read_source, telling_function
 from treediff.masking.tokens import CODE, LABELS, REASONING
-from treediff.strategies import READS
+from treediff.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -55,7 +55,7 @@ def view(cfg: Config, tok: PreTrainedTokenizerFast, code: str) -> View:
     parsed = parse(code.encode(), cfg.language)
     tiers = byte_tiers(parsed, cfg.tier_owner)
     weights = cfg.weights()[CODE:] if cfg.token_owner == "max_weight" else None
-    labels = (CODE + tokens.token_tiers(tok, ids, starts, tiers, weights)).astype(np.uint8)
+    labels = (CODE + tokens.token_tiers(tok, ids, starts, tiers, weights, cfg.blank_owner)).astype(np.uint8)
     return View(ids, starts, labels, examples.groups(cfg, parsed, tokens.anchors(tok, ids, starts), 0))
 
 
@@ -65,7 +65,7 @@ def view_masks(cfg: Config, seen: View, level: float, draws: int = 1) -> np.ndar
 
     labels = torch.from_numpy(seen.labels).expand(draws, -1)
     p = torch.full((draws,), level, dtype=torch.float64)
-    spans = [seen.groups[READS[cfg.masking]]] * draws if cfg.masking in READS else None
+    spans = [seen.groups[reads]] * draws if (reads := STRATEGIES[cfg.masking].reads) else None
     return rules.corrupt(cfg, labels, spans, torch.arange(draws), 0, p).numpy()
 
 
@@ -94,6 +94,8 @@ def answer_tokens(
         at = np.minimum(tokens.anchors(tok, ids, starts), len(raw))
         inside = (at >= begin) & (at < end)
         labels[inside] = CODE + tiers[at[inside]]
+        if cfg.blank_owner == "none":
+            labels[inside & table.blank[ids]] = CODE
     byte_of_char = np.cumsum([0] + [len(c.encode(errors="surrogateescape")) for c in text])
     first = np.searchsorted(byte_of_char, starts, "right") - 1
     last = np.append(first, len(text))[1:]
@@ -112,7 +114,7 @@ def expected_shares(cfg: Config, seen: View, levels: np.ndarray) -> dict[str, np
     """What theory says of `inclusion`, by tier name; empty for rules that have no closed form."""
 
     there = [i for i in range(CODE, len(LABELS)) if (seen.labels == i).any()]
-    if cfg.masking in ("base", "random"):
+    if cfg.masking in ("none", "random"):
         return {LABELS[i]: levels for i in there}
     if cfg.masking != "ast" or cfg.budget != "exact":
         return {}

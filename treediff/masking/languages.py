@@ -44,8 +44,6 @@ _PYTHON = Table(
     comments="comment",
     walrus=True,
 )
-
-
 _JAVASCRIPT = Table(
     grammar="tree_sitter_javascript",
     suffixes=".js .mjs .cjs .jsx",
@@ -64,8 +62,6 @@ _JAVASCRIPT = Table(
     "generator_function arrow_function method_definition class_declaration class",
     comments="comment html_comment hash_bang_line",
 )
-
-
 _C = Table(
     grammar="tree_sitter_c",
     suffixes=".c .h",
@@ -83,7 +79,6 @@ _C = Table(
     headers="function_definition struct_specifier union_specifier enum_specifier linkage_specification",
     comments="comment",
 )
-
 
 LANGUAGES = {
     "python": _PYTHON,

@@ -8,29 +8,26 @@ Everything is pure: a mask depends on (seed, sample id, optimiser step), never o
 because its randomness is a hash of those and of the position (`uniform`) instead of a generator's state. The hash is
 integer arithmetic, so it is the same on every device. `random` and `ast` run on the device of `labels`;
 `ast_span` is sequential by definition (Algorithm 2) and runs on the host, as do `identifier` and `line`, two rules
-beyond the paper. A new rule is a function here, a branch in `corrupt` and its name in config.py (docs/rules.md).
+beyond the paper. A new rule is a function of (cfg, Draw) and a record in strategies.py (docs/rules.md).
 """
 
 from __future__ import annotations
 
 import math
+import pkgutil
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from treediff.config import Config
 from treediff.masking.tokens import CODE, PROMPT, REASONING
+from treediff.strategies import STRATEGIES
 
 # What a random number is for: streams of one (seed, sample, step) that never meet.
 NOISE, TOKENS, SHUFFLE, ACCEPT, FILL = 0, 1, 3, 4, 5
-
-
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64: splitmix64's increment
-
-
 _MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
-
-
 _MIX2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
@@ -77,38 +74,50 @@ def schedule(cfg: Config, total: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return np.arange(total), np.array([eps_at(cfg, i, total) for i in range(total)]), np.array(drawn)
 
 
+class Draw(NamedTuple):
+    """What a rule masks the code of a batch by. It answers with the code positions to mask, bool (B, L)."""
+
+    labels: torch.Tensor  # uint8 (B, L): `tokens.LABELS` by code
+    groups: (
+        list[np.ndarray] | None
+    )  # per sample the column that the rule reads, int32 (n, 3): tokens [start, end), number
+    uid: torch.Tensor  # int64 (B,): sample ids
+    step: int  # of the optimiser
+    p: torch.Tensor  # float64 (B,): noise levels
+    u: torch.Tensor  # float64 (B, L): uniform numbers, one stream for all rules
+    budget: torch.Tensor  # int64 (B,): floor(P L_code), the code tokens to mask
+
+    @property
+    def code(self) -> torch.Tensor:
+        """The code positions, bool (B, L)."""
+        return self.labels >= CODE
+
+
 def corrupt(
     cfg: Config,
     labels: torch.Tensor,
-    spans: list[np.ndarray] | None,
+    groups: list[np.ndarray] | None,
     uid: torch.Tensor,
     step: int,
     p: torch.Tensor,
 ) -> torch.Tensor:
-    """The positions to mask: bool (B, L).
+    """The positions to mask: bool (B, L). Arguments as in `Draw`; p: float64 (B,) from `noise_level`.
 
-    labels: uint8 (B, L), `tokens.LABELS` by code. spans: per sample what `READS` names, int32 (n, 3) of token start,
-    end and number: an AST node's tier, an occurrence's name, a line (None for rules that read nothing).
-    uid: int64 (B,) sample ids. p: float64 (B,) from `noise_level`.
-    Reasoning is masked token by token with probability P (3.2), the prompt never; code as `cfg.masking` says.
+    Reasoning is masked token by token with probability P (3.2), the prompt never; code by the rule of `cfg.masking`.
+    The backbone itself (`none`) is trained by random masking.
     """
     u = uniform(cfg.seed, uid, step, TOKENS, labels.shape[1])
-    bernoulli = u < p[:, None]
-    code = labels >= CODE
-    mask = bernoulli & (labels == REASONING)
     # Exact in float64: the largest N with N <= P L.
-    budget = torch.floor(p * code.sum(1)).long()
-    if cfg.masking == "ast":
-        mask |= ast_mask(cfg, labels, u, p, budget)
-    elif cfg.masking == "ast_span":
-        mask |= span_mask(cfg, labels, spans, uid, step, budget)
-    elif cfg.masking in ("identifier", "line"):
-        mask |= group_mask(cfg, labels, spans, uid, step, u, budget)
-    elif cfg.random_budget == "exact":
-        mask |= take(torch.where(code, u, torch.inf), budget)
-    else:
-        mask |= bernoulli & code
-    return mask
+    draw = Draw(labels, groups, uid, step, p, u, torch.floor(p * (labels >= CODE).sum(1)).long())
+    rule = pkgutil.resolve_name(STRATEGIES[cfg.masking].rule or STRATEGIES["random"].rule)
+    return (u < p[:, None]) & (labels == REASONING) | rule(cfg, draw)
+
+
+def random_mask(cfg: Config, draw: Draw) -> torch.Tensor:
+    """The baseline (4.1): each code token with probability P, or exactly `budget` of them (`random_budget`)."""
+    if cfg.random_budget == "exact":
+        return take(torch.where(draw.code, draw.u, torch.inf), draw.budget)
+    return draw.code & (draw.u < draw.p[:, None])
 
 
 def take(keys: torch.Tensor, budget: torch.Tensor) -> torch.Tensor:
@@ -127,7 +136,7 @@ def take(keys: torch.Tensor, budget: torch.Tensor) -> torch.Tensor:
     return (rank <= last) & (budget > 0)[:, None]
 
 
-def ast_mask(cfg: Config, labels: torch.Tensor, u: torch.Tensor, p: torch.Tensor, budget: torch.Tensor) -> torch.Tensor:
+def ast_mask(cfg: Config, draw: Draw) -> torch.Tensor:
     """Algorithm 1: `budget` code tokens of each sample by weighted sampling without replacement, bool (B, L).
 
     The N smallest of -log(1 - u) / w (exponential keys, Efraimidis and Spirakis) are a weighted sample without
@@ -135,14 +144,14 @@ def ast_mask(cfg: Config, labels: torch.Tensor, u: torch.Tensor, p: torch.Tensor
     others in uniform order: the paper's fallback fill. With `budget = bernoulli` each token is drawn alone, with
     probability min(1, c w), c such that they sum to P L.
     """
-    by_label = torch.tensor(cfg.weights(), dtype=torch.float64, device=labels.device)
-    code = labels >= CODE
+    by_label = torch.tensor(cfg.weights(), dtype=torch.float64, device=draw.labels.device)
+    label, code, u = draw.labels.int(), draw.code, draw.u
     if cfg.budget == "bernoulli":
-        return code & (u < _scaled(by_label[labels.int()], code, p * code.sum(1)))
-    key = torch.log1p(-u) * (-1 / by_label)[labels.int()]  # infinite where the weight is 0, as it is outside the code
+        return code & (u < _scaled(by_label[label], code, draw.p * code.sum(1)))
+    key = torch.log1p(-u) * (-1 / by_label)[label]  # infinite where the weight is 0, as it is outside the code
     if not all(cfg.weights()[CODE:]):
         key = torch.where(code & key.isinf(), 1e300 * (1 + u), key)
-    return take(key, budget)
+    return take(key, draw.budget)
 
 
 def expected_inclusion(weights: np.ndarray, budget: float) -> np.ndarray:
@@ -174,27 +183,19 @@ def _scaled(weight: torch.Tensor, code: torch.Tensor, target: torch.Tensor) -> t
     return torch.where(idle, rest / idle.sum(1, keepdim=True).clamp(min=1), prob.clamp(max=1))
 
 
-def span_mask(
-    cfg: Config,
-    labels: torch.Tensor,
-    spans: list[np.ndarray] | None,
-    uid: torch.Tensor,
-    step: int,
-    budget: torch.Tensor,
-) -> torch.Tensor:
+def span_mask(cfg: Config, draw: Draw) -> torch.Tensor:
     """Algorithm 2: whole AST spans in random order, each taken with its tier's weight as probability unless it meets
     one taken before, until the budget is reached (the last span may pass it); then uniform fill. bool (B, L).
     """
-    assert spans is not None, "ast_span needs the spans of each sample"
-    rows, width = labels.shape
-    code = (labels >= CODE).cpu()
-    most = max([len(s) for s in spans], default=0)
-    host = uid.cpu()
-    order = uniform(cfg.seed, host, step, SHUFFLE, most).numpy()
-    accept = uniform(cfg.seed, host, step, ACCEPT, most).numpy()
+    rows, width = draw.labels.shape
+    code = draw.code.cpu()
+    most = max([len(s) for s in draw.groups], default=0)
+    host = draw.uid.cpu()
+    order = uniform(cfg.seed, host, draw.step, SHUFFLE, most).numpy()
+    accept = uniform(cfg.seed, host, draw.step, ACCEPT, most).numpy()
     probability = np.array(cfg.weights()[CODE:])
     mask = np.zeros((rows, width), np.uint8)
-    for row, (span, n) in enumerate(zip(spans, budget.tolist(), strict=True)):
+    for row, (span, n) in enumerate(zip(draw.groups, draw.budget.tolist(), strict=True)):
         if n == 0:
             continue  # the pseudo-code tests its budget after the first span; a budget of 0 must mask nothing
         # Acceptance is independent of everything else, so it can be drawn for all spans before the loop.
@@ -202,10 +203,10 @@ def span_mask(
         kept = span[shuffled[accept[row, shuffled] < probability[span[shuffled, 2]]]]
         mask[row] = np.frombuffer(_take_spans(kept, n, width), np.uint8)
     chosen = torch.from_numpy(mask).bool()
-    u = uniform(cfg.seed, host, step, FILL, width)
-    missing = (budget.cpu() - chosen.sum(1)).clamp(min=0)
-    chosen |= take(torch.where(code & ~chosen, u, torch.inf), missing)
-    return chosen.to(labels.device)
+    fill = uniform(cfg.seed, host, draw.step, FILL, width)
+    missing = (draw.budget.cpu() - chosen.sum(1)).clamp(min=0)
+    chosen |= take(torch.where(code & ~chosen, fill, torch.inf), missing)
+    return chosen.to(draw.labels.device)
 
 
 def _take_spans(spans: np.ndarray, budget: int, width: int) -> bytearray:
@@ -220,35 +221,28 @@ def _take_spans(spans: np.ndarray, budget: int, width: int) -> bytearray:
     return mask
 
 
-def group_mask(
-    cfg: Config,
-    labels: torch.Tensor,
-    groups: list[np.ndarray],
-    uid: torch.Tensor,
-    step: int,
-    u: torch.Tensor,
-    budget: torch.Tensor,
-) -> torch.Tensor:
+def group_mask(cfg: Config, draw: Draw) -> torch.Tensor:
     """Groups of code tokens that are masked together or not at all, in random order, as long as they fit: bool (B, L).
 
     `identifier`: all occurrences of a name (the cross-tree links R of 3.2). `line`: all tokens of a line. A group too
     large for what is left of the budget is passed over; the rest is filled uniformly, so that the budget is exact.
     """
-    chosen = torch.zeros(labels.shape, dtype=torch.bool)
-    draws = uniform(cfg.seed, uid.cpu(), step, SHUFFLE, max([len(g) for g in groups], default=0)).numpy()
-    for row, (group, left) in enumerate(zip(groups, budget.tolist(), strict=True)):
+    chosen = torch.zeros(draw.labels.shape, dtype=torch.bool)
+    most = max([len(g) for g in draw.groups], default=0)
+    order = uniform(cfg.seed, draw.uid.cpu(), draw.step, SHUFFLE, most).numpy()
+    for row, (group, left) in enumerate(zip(draw.groups, draw.budget.tolist(), strict=True)):
         spans = group[np.argsort(group[:, 2], kind="stable")]  # each group's spans side by side
         first = np.flatnonzero(np.diff(spans[:, 2], prepend=-1))
         sizes = np.add.reduceat(spans[:, 1] - spans[:, 0], first) if len(first) else first
         ends = np.append(first, len(spans))[1:]
-        for i in np.argsort(draws[row, : len(first)], kind="stable"):
+        for i in np.argsort(order[row, : len(first)], kind="stable"):
             if sizes[i] <= left:
                 left -= sizes[i]
                 for start, end in spans[first[i] : ends[i], :2]:
                     chosen[row, start:end] = True
-    chosen = chosen.to(labels.device)
-    missing = budget - chosen.sum(1)
-    return chosen | take(torch.where((labels >= CODE) & ~chosen, u, torch.inf), missing)
+    chosen = chosen.to(draw.labels.device)
+    missing = draw.budget - chosen.sum(1)
+    return chosen | take(torch.where(draw.code & ~chosen, draw.u, torch.inf), missing)
 
 
 def apply_mask(ids: torch.Tensor, mask: torch.Tensor, mask_id: int) -> torch.Tensor:

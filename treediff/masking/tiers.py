@@ -32,10 +32,7 @@ if TYPE_CHECKING:
 TIERS = ("default", "skeleton", "data", "condition", "control")
 """Tier names by code. `default` is code that no tier claims."""
 
-
 DEFAULT, SKELETON, DATA, CONDITION, CONTROL = range(5)
-
-
 TierOwner = Literal["innermost", "outermost", "keyword"]
 
 

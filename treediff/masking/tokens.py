@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from treediff.errors import UserError
-from treediff.masking.tiers import TIERS
+from treediff.masking.tiers import DEFAULT, TIERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 LABELS = ("prompt", "reasoning", *TIERS)
 """What a token belongs to, by label code: never masked, masked at random, or code of one of five tiers."""
 
-
 PROMPT, REASONING, CODE = 0, 1, 2  # CODE is the first code label: a label >= CODE is code
-
 
 SPECIAL_TOKENS = (
     "<|startoftext|>",
@@ -42,8 +40,6 @@ SPECIAL_TOKENS = (
     "<|end_header_id|>",
     "<|eot_id|>",
 )
-
-
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
     " + message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
@@ -51,10 +47,7 @@ CHAT_TEMPLATE = (
 )
 """LLaDA's chat template: it always ends with an open assistant header."""
 
-
 END_OF_TURN = "<|eot_id|>"
-
-
 MASK_TOKENS = ("<|mdm_mask|>", "<|mask|>", "<mask>", "[MASK]")
 
 
@@ -64,6 +57,7 @@ class ByteTable(NamedTuple):
     spelling: list[bytes]
     length: np.ndarray  # int64, bytes
     lead: np.ndarray  # int64, blank bytes before the first other one; 0 if all are blank
+    blank: np.ndarray  # bool, whether all are blank
     text: np.ndarray  # uint8, all spellings in a row
     place: np.ndarray  # int64, where a token's spelling begins in `text`
 
@@ -158,7 +152,8 @@ def byte_table(tok: PreTrainedTokenizerFast) -> ByteTable:
     length = np.array([len(s) for s in spelling], np.int64)
     stripped = np.array([len(s.lstrip()) for s in spelling], np.int64)
     text = np.frombuffer(b"".join(spelling), np.uint8)
-    table = ByteTable(spelling, length, np.where(stripped > 0, length - stripped, 0), text, np.cumsum(length) - length)
+    lead, place = np.where(stripped > 0, length - stripped, 0), np.cumsum(length) - length
+    table = ByteTable(spelling, length, lead, stripped == 0, text, place)
     _TABLES[id(tok)] = (tok, table)
     return table
 
@@ -221,21 +216,24 @@ def token_tiers(
     starts: np.ndarray,
     tiers: np.ndarray,
     weights: list[float] | None = None,
+    blank_owner: str = "none",
 ) -> np.ndarray:
     """Tier code of each token, uint8 (n,), from the tier of each byte (`tiers`, uint8, the whole text).
 
     With `weights` (by tier code) a token takes the heaviest tier among its non-blank bytes (`token_owner =
-    max_weight`), the first of them on a tie; otherwise the tier of its anchor (`first_byte`).
+    max_weight`), the first of them on a tie; otherwise the tier of its anchor (`first_byte`). A token of blanks alone
+    has the default tier, or with `blank_owner = enclosing` that of the node around it.
     """
-    at = anchors(tok, ids, starts)
+    at, table = anchors(tok, ids, starts), byte_table(tok)
+    blank = table.blank[ids] if blank_owner == "none" else np.zeros(len(ids), bool)
     if weights is None or not len(ids):
-        return tiers[at]
-    ends = starts + byte_table(tok).length[ids]
+        return np.where(blank, DEFAULT, tiers[at])
+    ends = starts + table.length[ids]
     # Of each token's bytes the one with the largest key: heaviest first, then earliest.
     rank, n = np.unique(weights, return_inverse=True)[1], len(tiers) + 1
     key = np.append(rank[tiers] * n + np.arange(n - 1, 0, -1), 0)
     most = np.maximum.reduceat(key, np.column_stack([at, ends]).ravel())[::2]
-    return tiers[n - 1 - most % n]
+    return np.where(blank, DEFAULT, tiers[n - 1 - most % n])
 
 
 def token_spans(at: np.ndarray, spans: np.ndarray) -> np.ndarray:

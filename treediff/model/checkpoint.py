@@ -117,19 +117,23 @@ def save_backbone(model: LlamaForCausalLM, folder: Path, tok: Any = None, most: 
         shards[-1][name] = tensor
         size += tensor.nbytes
     dtype = str(model.dtype).removeprefix("torch.")
-    with whole(folder) as spot:
-        spot.mkdir()
+    with whole(folder) as temporary:
+        temporary.mkdir()
         index = {}
         for number, shard in enumerate(shards, start=1):
             file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-            save_file({k: t.contiguous().cpu() for k, t in shard.items()}, spot / file, metadata={"format": "pt"})
+            save_file({k: t.contiguous().cpu() for k, t in shard.items()}, temporary / file, metadata={"format": "pt"})
             index |= dict.fromkeys(shard, file)
         if len(shards) > 1:
             total = {"total_size": sum(t.nbytes for _, t in named)}
-            (spot / "model.safetensors.index.json").write_text(json.dumps({"metadata": total, "weight_map": index}))
-        (spot / "config.json").write_text(json.dumps({**model.llada_config, "torch_dtype": dtype}, indent=1) + "\n")
+            (temporary / "model.safetensors.index.json").write_text(
+                json.dumps({"metadata": total, "weight_map": index})
+            )
+        (temporary / "config.json").write_text(
+            json.dumps({**model.llada_config, "torch_dtype": dtype}, indent=1) + "\n"
+        )
         if tok is not None:
-            tok.save_pretrained(spot)
+            tok.save_pretrained(temporary)
 
 
 def check_tokenizer(model: LlamaForCausalLM, tok: Any) -> None:

@@ -53,10 +53,10 @@ class KeyValues:
         self.layers = {i: (keys[rows], values[rows]) for i, (keys, values) in self.layers.items()}
 
 
-def padding_bias(model: nn.Module, seen: torch.Tensor) -> torch.Tensor:
-    """What is added to attention scores so that padding is not seen: (B, 1, 1, L) from `seen` (B, L), 0 at padding."""
-    bias = torch.zeros(seen.shape, dtype=lm_head(model).weight.dtype, device=seen.device)
-    return bias.masked_fill(seen == 0, torch.finfo(bias.dtype).min)[:, None, None]
+def padding_bias(model: nn.Module, attention_mask: torch.Tensor) -> torch.Tensor:
+    """What is added to attention scores to hide padding: (B, 1, 1, L), from (B, L) with 0 at padding."""
+    bias = torch.zeros(attention_mask.shape, dtype=lm_head(model).weight.dtype, device=attention_mask.device)
+    return bias.masked_fill(attention_mask == 0, torch.finfo(bias.dtype).min)[:, None, None]
 
 
 def window_states(

@@ -6,7 +6,7 @@
     save_backbone(model, folder)                            # the same format back, sharded where it is large
 
 No remote code: LLaDA's blocks are Llama's without the causal mask. A tensor that is missing, left over or of another
-shape is an error that names it. A backbone made on the spot (`new_backbone`) is saved and loaded the same way.
+shape is an error that names it. A backbone made on the temporary (`new_backbone`) is saved and loaded the same way.
 """
 
 from __future__ import annotations
@@ -37,10 +37,7 @@ _NAMES = (  # official -> transformers; `N` is the block's number
     ("model.transformer.blocks.N.up_proj.weight", "model.layers.N.mlp.up_proj.weight"),
     ("model.transformer.blocks.N.ff_out.weight", "model.layers.N.mlp.down_proj.weight"),
 )
-
-
 _TO_OFFICIAL = {ours: official for official, ours in _NAMES}
-
 
 # What a LLaDA config may say without changing the computation below.
 _REQUIRED = {
@@ -59,8 +56,6 @@ _REQUIRED = {
     "rope_full_precision": True,
     "block_group_size": 1,
 }
-
-
 _SHAPE = (  # what config.json must say
     "d_model",
     "n_layers",

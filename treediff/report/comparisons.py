@@ -24,7 +24,7 @@ from treediff.runs import of_stages
 from treediff.sampling.run import samples_path
 from treediff.scoring import stats
 from treediff.scoring.run import ledger_path
-from treediff.strategies import BEYOND, MASKINGS, NAMES
+from treediff.strategies import BEYOND, STRATEGIES
 
 
 def autoregressive_rates(cfg: Config) -> str:
@@ -46,22 +46,12 @@ def autoregressive_rates(cfg: Config) -> str:
     return "\n".join([*head, *lines]) if lines else ""
 
 
-ROWS = ("base", *MASKINGS, *BEYOND)
-
-
+ROWS = tuple(STRATEGIES)
 COMPARED = [*PAIRS, *(("random", s) for s in BEYOND)]
-
-
 BACKBONE = ("tokenizer", "backbone", "revision", "d_model", "n_layers", "n_heads", "mlp_hidden", "pretrain")
 """Switches in which a backbone must agree with the runs that were fine-tuned from it."""
-
-
 Key = tuple[str, int]  # benchmark, T
-
-
 Ledger = dict[str, Any]
-
-
 Runs = dict[str, tuple[Config, Ledger]]  # by a name of the run
 
 
@@ -136,7 +126,7 @@ def _same_settings(key: Key, runs: Runs) -> None:
             mine.pop("sampling seed", None)
         if (run.run_dir / "config.json").exists():
             trained = of_stages(read_json(run.run_dir / "config.json"), "data", "train")
-            names = BACKBONE if run.masking == "base" else trained
+            names = BACKBONE if run.masking == "none" else trained
             mine |= {f"training switch {n}": trained[n] for n in names if n in trained}
         for name, value in mine.items():
             first, theirs = known.setdefault(name, (who, value))
@@ -254,7 +244,7 @@ def verdicts(records: list[dict[str, Any]], level: float = 0.05) -> str:
     adjusted = stats.holm([r["p"] for r in records])
     lines = []
     for r, p in zip(records, adjusted, strict=True):
-        names = f"{NAMES[r['to']]} against {NAMES[r['from']]}, {r['benchmark']} at T = {r['T']}"
+        names = f"{STRATEGIES[r['to']].title} against {STRATEGIES[r['from']].title}, {r['benchmark']} at T = {r['T']}"
         interval = f" [{r['low']:+.1f}, {r['high']:+.1f}]" if "low" in r else ""
         tasks = f"{r['only_to']} tasks to {r['only_from']} of {r['tasks']}" if "only_to" in r else ""
         tasks = tasks or "{1} seeds against {0}".format(*r["seeds"])

@@ -33,15 +33,12 @@ from treediff.report import paper, tables
 from treediff.report.comparisons import ledger_name
 from treediff.sampling.run import samples_path
 from treediff.scoring import stats
-from treediff.strategies import NAMES, STRATEGY
+from treediff.strategies import STRATEGIES
 
 log = logging.getLogger(__name__)
 
-
 NEVER = 0xFFFF
 """Step of a token that was never committed, in a packed trajectory."""
-
-
 SHOWN = 10
 """Samples of a task that the page shows; all are counted."""
 
@@ -77,7 +74,7 @@ def explorer(cfg: Config, found: dict[str, dict[tuple[str, int], dict[str, Any]]
                 entry["answers"][len(runs)] = _answer(stats.samples(verdict), of) | {
                     "tokens": _packed(cfg, tokenizer, of[0] if of else {}, vocab)
                 }
-            run = {"strategy": strategy, "name": NAMES[strategy], "benchmark": benchmark, "T": length}
+            run = {"strategy": strategy, "name": STRATEGIES[strategy].title, "benchmark": benchmark, "T": length}
             run["ledger"] = ledger_name(cfg.with_masking(strategy), benchmark, length)
             runs.append(run | {"steps": length // cfg.tokens_per_step})
     return {"runs": runs, "vocab": list(vocab), "tasks": list(tasks.values())}
@@ -157,7 +154,9 @@ def pairs_markdown(records: list[dict[str, Any]], most: int = 20) -> str:
         parts.append(f"## {r['task']}, T = {r['T']}\n\n{_fenced(r['prompt'])}")
         for a in r["answers"]:
             why = f"\n\n{_fenced(a['why'])}" if a["why"] else ""
-            parts.append(f"{NAMES[a['strategy']]}: **{a['verdict']}**{why}\n\n{_fenced(a['program'], 'python')}")
+            parts.append(
+                f"{STRATEGIES[a['strategy']].title}: **{a['verdict']}**{why}\n\n{_fenced(a['program'], 'python')}"
+            )
     return "\n\n".join(parts) + "\n"
 
 
@@ -176,7 +175,7 @@ def build(cfg: Config, summary: dict[str, Any], tasks: dict[str, Any]) -> str:
         "labels": tokens.LABELS,
         "colours": [plots.COLOURS[x] for x in tokens.LABELS],
         "masked": plots.MASKED,
-        "strategies": STRATEGY,
+        "strategies": {s.name: s.colour for s in STRATEGIES.values()},
     }
     parts = {
         "policy": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -248,7 +247,7 @@ def _results(summary: dict[str, Any]) -> Iterable[str]:
         yield _table(names, rows, "Ours, all seeds")
         rows = [
             [
-                NAMES[r["strategy"]],
+                STRATEGIES[r["strategy"]].title,
                 r["benchmark"],
                 r["T"],
                 f"{r['mean']:.1f} [{r['low']:.1f}, {r['high']:.1f}]",
@@ -270,7 +269,7 @@ def _results(summary: dict[str, Any]) -> Iterable[str]:
 def _ours(records: list[dict[str, Any]], caption: str) -> str:
     """A table of ours as tables.markdown lays it out; each figure opens the task explorer on what it counts."""
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in tables.markdown(records).splitlines()]
-    by_text = {(NAMES[r["strategy"]], f"{r['benchmark']}, T = {r['T']}"): r for r in records}
+    by_text = {(STRATEGIES[r["strategy"]].title, f"{r['benchmark']}, T = {r['T']}"): r for r in records}
     for row in rows[2:]:
         for i, title in enumerate(rows[0][1:], start=1):
             record = by_text.get((row[0], title))
@@ -293,17 +292,17 @@ def _run(record: dict[str, Any]) -> dict[str, str]:
     """The explorer's filters for a record's benchmark and T, and its strategy if it is of one."""
     benchmark = next(b for b, names in paper.HALVES.items() if record["benchmark"] in names)
     filters = {"set": f"{benchmark}, T = {record['T']}"}
-    return filters | ({"strategy": NAMES[record["strategy"]]} if "strategy" in record else {})
+    return filters | ({"strategy": STRATEGIES[record["strategy"]].title} if "strategy" in record else {})
 
 
 def _only(r: dict[str, Any], ahead: str, behind: str) -> str:
     """How many tasks one of the two passes (or passes more often) and the other does not."""
-    filters = _run(r) | {"strategy": NAMES[r[ahead]], "over": NAMES[r[behind]]}
+    filters = _run(r) | {"strategy": STRATEGIES[r[ahead]].title, "over": STRATEGIES[r[behind]].title}
     return _Link(r[f"only_{ahead}"], filters)
 
 
 def _who(r: dict[str, Any]) -> list[Any]:
-    return [NAMES[r["from"]], NAMES[r["to"]], r["benchmark"], r["T"]]
+    return [STRATEGIES[r["from"]].title, STRATEGIES[r["to"]].title, r["benchmark"], r["T"]]
 
 
 def _paper(summary: dict[str, Any]) -> Iterable[str]:
@@ -329,7 +328,7 @@ def _paper(summary: dict[str, Any]) -> Iterable[str]:
     rows = [
         [
             r["table"],
-            NAMES[r["strategy"]],
+            STRATEGIES[r["strategy"]].title,
             r["benchmark"],
             r["T"],
             f"{r['printed']:.1f}",
@@ -431,7 +430,7 @@ def _settings(cfg: Config, summary: dict[str, Any]) -> Iterable[str]:
         yield "<p>None: every switch has the value of the paper’s run.</p>"
     layers = ", ".join(f"{name} ({how})" for name, how in summary["sandbox"].items()) or "no program was run yet"
     yield f"<p>Programs were run in the sandbox with these layers: {html.escape(layers)}.</p>"
-    seeds = "; ".join(f"{NAMES[s]}: {', '.join(map(str, k))}" for s, k in summary["seeds"].items())
+    seeds = "; ".join(f"{STRATEGIES[s].title}: {', '.join(map(str, k))}" for s, k in summary["seeds"].items())
     yield f"<p>Seeds that were run: {html.escape(seeds or 'none')}.</p>"
     facts = {"Every switch": cfg.as_dict(), "This report": summary["provenance"]["report"]}
     for title, value in {**facts, **summary["provenance"]["runs"]}.items():

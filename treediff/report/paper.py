@@ -12,27 +12,20 @@ from __future__ import annotations
 from typing import Any
 
 from treediff.scoring import stats
-from treediff.strategies import NAMES
+from treediff.strategies import STRATEGIES
 
 HALVES = {"humaneval": ("HE", "HE+"), "mbpp": ("MBPP", "MBPP+"), "tinycode": ("Tiny", "Tiny+")}
 """Column titles of a benchmark: EvalPlus's base tests, and base and plus tests."""
-
-
 TASKS = {"humaneval": 164, "mbpp": 378}
 
-
 PAPER = {  # percent of tasks, by strategy, benchmark, tests and T: Tables 1 and 2
-    "base": {"humaneval": {256: (39.6, 34.8), 512: (36.6, 31.7)}, "mbpp": {256: (51.9, 43.1), 512: (39.4, 31.7)}},
+    "none": {"humaneval": {256: (39.6, 34.8), 512: (36.6, 31.7)}, "mbpp": {256: (51.9, 43.1), 512: (39.4, 31.7)}},
     "random": {"humaneval": {256: (39.6, 35.4), 512: (38.4, 32.3)}, "mbpp": {256: (52.9, 43.9), 512: (41.5, 32.8)}},
     "ast_span": {"humaneval": {256: (40.9, 36.6), 512: (40.2, 36.6)}, "mbpp": {256: (51.6, 42.9), 512: (39.7, 31.5)}},
     "ast": {"humaneval": {256: (42.1, 37.2), 512: (40.2, 36.6)}, "mbpp": {256: (52.9, 44.2), 512: (42.3, 33.3)}},
 }
-
-
 TABLE_2_PRINTS = {("ast", "mbpp", 256): (52.9, 44.9)}
 """Where Table 2 does not print what Table 1 prints."""
-
-
 PAPER_AUTOREGRESSIVE = {
     "DeepSeek-Coder-33B": (50.6, 44.5, 80.4, 70.1),
     "CodeQwen1.5-7B": (51.8, 45.7, 73.5, 60.8),
@@ -40,12 +33,8 @@ PAPER_AUTOREGRESSIVE = {
     "CodeLlama-13B": (42.7, 38.4, 63.5, 52.6),
 }
 """Quoted in Table 1 from the EvalPlus leaderboard: HE, HE+, MBPP, MBPP+."""
-
-
-IN_TABLE = {1: ("base", "random", "ast"), 2: ("random", "ast_span", "ast")}
-
-
-PAIRS = [("random", "ast"), ("random", "ast_span"), ("ast_span", "ast"), ("base", "random"), ("base", "ast")]
+IN_TABLE = {1: ("none", "random", "ast"), 2: ("random", "ast_span", "ast")}
+PAIRS = [("random", "ast"), ("random", "ast_span"), ("ast_span", "ast"), ("none", "random"), ("none", "ast")]
 """Every pair that is compared, in the paper's data and in ours."""
 
 
@@ -66,7 +55,7 @@ def paper_markdown(strategies: tuple[str, ...], autoregressive: bool = False) ->
             lines.append(f"| {name} (quoted) | " + " | ".join(f"{v:.1f}" for v in values * 2) + " |")
     for s in strategies:
         cells = [f"{printed(number, s, b, t)[i]:.1f}" for t, b, i in columns]
-        lines.append(f"| {NAMES[s]} | " + " | ".join(cells) + " |")
+        lines.append(f"| {STRATEGIES[s].title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -98,8 +87,9 @@ def misprints() -> list[str]:
         where = [row[k] for k in ("strategy", "benchmark", "T")]
         other = [r for r in rows if [r[k] for k in ("strategy", "benchmark", "T")] == where and r["counts"]]
         says = "".join(f" Table {r['table']} says {r['printed']} ({r['counts'][0]} of {r['tasks']})." for r in other)
+        title = STRATEGIES[row["strategy"]].title
         out.append(
-            f"Table {row['table']} prints {row['printed']} for {NAMES[row['strategy']]} on {row['benchmark']} at "
+            f"Table {row['table']} prints {row['printed']} for {title} on {row['benchmark']} at "
             f"T = {row['T']}, which no whole number of {row['tasks']} tasks gives.{says}"
         )
     return out

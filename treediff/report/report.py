@@ -39,7 +39,7 @@ from treediff.report.tables import as_csv, cell, latex, markdown, pass_at_markdo
 from treediff.runs import provenance
 from treediff.sampling.run import read_samples, samples_path
 from treediff.scoring import stats
-from treediff.strategies import MASKINGS, NAMES
+from treediff.strategies import MASKINGS, STRATEGIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +99,7 @@ def halves_markdown(cfg: Config, strategies: tuple[str, ...]) -> str:
             ledger = found.get(strategy, {}).get(("tinycode", length), {"tasks": {}})
             counted = {i: v for i, v in stats.counts(ledger, "plus").items() if half.get(i) == name}
             cells.append(cell(stats.rated(counted)) if counted else "not run")
-        lines.append(f"| {NAMES[strategy]} | " + " | ".join(cells) + " |")
+        lines.append(f"| {STRATEGIES[strategy].title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -114,7 +114,7 @@ def reasons(cfg: Config, strategies: tuple[str, ...]) -> dict[str, dict[str, int
                 "pass" if v["base"] == v["plus"] == "pass" else str(v["reason"]).partition(":")[0].strip()
                 for v in verdicts
             )
-            out[f"{NAMES[strategy]}, {benchmark}, T = {length}"] = dict(kinds)
+            out[f"{STRATEGIES[strategy].title}, {benchmark}, T = {length}"] = dict(kinds)
     return out
 
 
@@ -152,7 +152,7 @@ def program_figure(cfg: Config, benchmark: str, length: int, task: str) -> Figur
         rows = read_samples(samples_path(cfg.with_masking(strategy), benchmark, length))
         verdict = stats.samples(found[strategy][benchmark, length]["tasks"][task])[0]
         why = verdict["plus"] if verdict["base"] == "pass" else verdict["base"]
-        panels.append((f"{NAMES[strategy]}: {why}", rows[task]["solution"]))
+        panels.append((f"{STRATEGIES[strategy].title}: {why}", rows[task]["solution"]))
     return plots.programs(panels)
 
 
@@ -224,7 +224,7 @@ def write(cfg: Config) -> Path:
         "tables": {k: (r, paper_markdown(IN_TABLE[i])) for i, (k, r) in enumerate(tables.items(), 1)},
         "models": models,
         "pass_at": pass_at_markdown(facts["pass_at_k"]),
-        "halves": halves_markdown(cfg, shown(cfg, ("base", *MASKINGS))) if found else "",
+        "halves": halves_markdown(cfg, shown(cfg, ("none", *MASKINGS))) if found else "",
         "said": verdicts(facts["pooled"] or facts["comparisons"]),
         "seeds": seeds(cfg),
         "sandbox": sandbox_layers(cfg),
@@ -270,11 +270,11 @@ def deviations(cfg: Config) -> list[dict[str, Any]]:
     """The switches in which our runs differ from the paper's: ours, the paper's, and what it is.
 
     Ours are those that the runs of this seed were made with, as their directories record them, by run where these
-    differ; the report's own where there is no run. What a backbone made on the spot changes stands in `pretrain`.
+    differ; the report's own where there is no run. What a backbone made on the temporary changes stands in `pretrain`.
     """
     theirs = resolve("paper").as_dict()
     runs = [s for s in MASKINGS if (cfg.with_masking(s).run_dir / "config.json").exists()]
-    made = {NAMES[s]: _made(cfg.with_masking(s)) for s in runs} or {"": cfg.as_dict()}
+    made = {STRATEGIES[s].title: _made(cfg.with_masking(s)) for s in runs} or {"": cfg.as_dict()}
     out = []
     for name in (n for n in SWITCHES if n not in ("preset", "masking", "seed")):
         values = {who: switches[name] for who, switches in made.items() if name in switches}
@@ -302,7 +302,7 @@ def data_sets(cfg: Config) -> dict[str, Any]:
     for strategy in ROWS:
         path = cfg.with_masking(strategy).run_dir / "provenance.json"
         if path.exists():
-            of.setdefault(read_json(path)["data"], []).append(NAMES[strategy])
+            of.setdefault(read_json(path)["data"], []).append(STRATEGIES[strategy].title)
     files = {", ".join(names): cfg.preset_dir / "data" / mark / "stats.json" for mark, names in of.items()}
     found = {names: read_json(path) for names, path in files.items() if path.exists()}
     return {names: facts for names, facts in found.items() if "contamination" in facts}  # older ones have less to show
@@ -325,5 +325,5 @@ def provenances(cfg: Config) -> dict[str, Any]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    with whole(path) as spot:
-        spot.write_text(text, encoding="utf-8", errors="backslashreplace")
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

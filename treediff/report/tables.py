@@ -1,6 +1,6 @@
 """The table of the report as text: Markdown, CSV and LaTeX from the records that report.table counts.
 
-markdown(table(cfg, ("base", "random", "ast")))     # a row per strategy, a column per T and benchmark
+markdown(table(cfg, ("none", "random", "ast")))     # a row per strategy, a column per T and benchmark
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 from collections import Counter
 from typing import Any
 
-from treediff.strategies import NAMES
+from treediff.strategies import STRATEGIES
 
 
 def markdown(records: list[dict[str, Any]]) -> str:
@@ -23,9 +23,9 @@ def markdown(records: list[dict[str, Any]]) -> str:
     lines.append("|---" * (len(columns) + 1) + "|")
     for strategy in dict.fromkeys(r["strategy"] for r in records):
         row = [by_cell[strategy, *c] for c in columns]
-        lines.append(f"| {NAMES[strategy]} | " + " | ".join(map(cell, row)) + " |")
+        lines.append(f"| {STRATEGIES[strategy].title} | " + " | ".join(map(cell, row)) + " |")
         if any("paper" in r for r in row):
-            lines.append(f"| {NAMES[strategy]}, the paper | " + " | ".join(map(printed, row)) + " |")
+            lines.append(f"| {STRATEGIES[strategy].title}, the paper | " + " | ".join(map(printed, row)) + " |")
     return "\n".join(lines)
 
 
@@ -59,7 +59,7 @@ def pass_at_markdown(records: list[dict[str, Any]]) -> str:
     lines.append("|---" * (len(ks) + 5) + "|")
     rows: dict[tuple, dict[int, dict[str, Any]]] = {}
     for r in records:
-        head = (NAMES[r["strategy"]], r["benchmark"], r["T"], r["tasks"], r["samples"])
+        head = (STRATEGIES[r["strategy"]].title, r["benchmark"], r["T"], r["tasks"], r["samples"])
         rows.setdefault(head, {})[r["k"]] = r
     for head, by_k in rows.items():
         cells = [f"{r['rate']:.1f} [{r['low']:.1f}, {r['high']:.1f}]" if (r := by_k.get(k)) else "" for k in ks]
@@ -89,7 +89,7 @@ def latex(records: list[dict[str, Any]]) -> str:
     rows = [" & ".join(["", *spans]), " & ".join(["", *(_tex(b) for _, b in columns)])]
     ours, theirs = [], []
     for strategy in strategies:
-        cells, printed = [_tex(NAMES[strategy])], [_tex(f"{NAMES[strategy]}, paper")]
+        cells, printed = [_tex(STRATEGIES[strategy].title)], [_tex(f"{STRATEGIES[strategy].title}, paper")]
         for c in columns:
             r = by_cell[strategy, *c]
             cells.append(

@@ -2,7 +2,7 @@
 
     found = commitments(cfg, "tinycode", 96, ["random", "ast"])   # per strategy, tier and task: when, in which place
     print(comparison(found, "random", "ast"))                     # paired, with intervals
-    python -m treediff.report.trajectory docs/denoising.gif       # the README's animation, from the tiny preset's run
+    python -m treediff.report.trajectory docs/denoising.gif       # the README's animation, of a scored run
 
 A trajectory is one array, the step at which each token of an answer was committed; all else follows from it.
 """
@@ -26,15 +26,14 @@ from treediff.masking import tokens
 from treediff.masking.tokens import CODE, LABELS
 from treediff.sampling.run import read_samples, samples_path
 from treediff.scoring import stats
-from treediff.scoring.run import scored
-from treediff.strategies import NAMES
+from treediff.scoring.run import ledger_path
+from treediff.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 log = logging.getLogger(__name__)
-
 
 TIERS = LABELS[CODE:]
 
@@ -74,7 +73,7 @@ def states(
     panels = []
     for strategy in strategies:
         shown = load(cfg.with_masking(strategy), benchmark, length, task)
-        panels.append((f"{NAMES[strategy]}, before step {step} of {steps}", *shown[:2], shown.at >= step))
+        panels.append((f"{STRATEGIES[strategy].title}, before step {step} of {steps}", *shown[:2], shown.at >= step))
     return plots.states(panels)
 
 
@@ -140,7 +139,7 @@ def comparison(found: Found, one: str, two: str) -> str:
     The intervals hold together at 95 % (Bonferroni over tiers and measures); a difference is told only outside zero.
     """
     level = 1 - 0.05 / (2 * len(TIERS))
-    lines = [f"{NAMES[two]} minus {NAMES[one]}, paired over tasks:\n"]
+    lines = [f"{STRATEGIES[two].title} minus {STRATEGIES[one].title}, paired over tasks:\n"]
     lines += ["| tier | tasks | first commitment [steps] | place in the block [0 to 1] | |", "|---|---|---|---|---|"]
     for tier in TIERS:
         a, b = found[one][tier], found[two][tier]
@@ -169,9 +168,9 @@ def animation(shown: Answer, title: str, path: Path, every: int = 1, millisecond
         frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3]))
     palette = frames[-1].quantize(96, dither=Image.Dither.NONE)
     shades = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
-    with whole(path) as spot:
+    with whole(path) as temporary:
         shades[0].save(
-            spot,
+            temporary,
             format="GIF",
             save_all=True,
             append_images=shades[1:],
@@ -184,14 +183,13 @@ def animation(shown: Answer, title: str, path: Path, every: int = 1, millisecond
 
 def main() -> None:
     """The README's animation: AST masking's longest answer with control flow that passes, at the longest T."""
-
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     path, cfg = Path(sys.argv[1]), resolve("tiny", masking="ast")
     benchmark, length = cfg.benchmarks[0], cfg.lengths[-1]
-    passed = stats.passed(read_json(scored(cfg, benchmark, length)), "plus")
+    passed = stats.passed(read_json(ledger_path(cfg, benchmark, length)), "plus")
     rows = read_samples(samples_path(cfg, benchmark, length))
     task = max((t for t in rows if passed.get(t)), key=lambda t: len(rows[t]["solution"]))
-    animation(drawable(cfg, rows[task]), f"{task}, {NAMES['ast']}", path)
+    animation(drawable(cfg, rows[task]), f"{task}, {STRATEGIES['ast'].title}", path)
     log.info("%s: %d bytes", path, path.stat().st_size)
 
 

@@ -28,11 +28,7 @@ from treediff.model import forward
 
 NEVER = -1
 """committed_at of a token that was never decoded because its row had ended before it."""
-
-
 GUMBEL, ORDER = 0, 1  # streams of random numbers
-
-
 LOGIT_ROWS = 512
 """Positions whose logits over the vocabulary are held at a time: 260 MB in float32 at LLaDA's vocabulary."""
 
@@ -98,11 +94,11 @@ def canvas(prompts: Sequence[Sequence[int]], gen_length: int, mask_id: int) -> t
     """Prompts, padded on the left to one length, each followed by masks: int64 (B, L), and what is no padding."""
     longest = max(len(p) for p in prompts)
     ids = torch.full((len(prompts), longest + gen_length), mask_id, dtype=torch.long)
-    seen = torch.ones_like(ids)
+    attention_mask = torch.ones_like(ids)
     for i, prompt in enumerate(prompts):
         ids[i, longest - len(prompt) : longest] = torch.tensor(prompt)
-        seen[i, : longest - len(prompt)] = 0
-    return ids, None if seen.all() else seen
+        attention_mask[i, : longest - len(prompt)] = 0
+    return ids, None if attention_mask.all() else attention_mask
 
 
 Watch = Callable[[torch.Tensor, float], None]
@@ -221,10 +217,11 @@ class _Run:
     ) -> None:
         self.net, self.how, self.watch = net, how, watch
         self.device = next(net.parameters()).device
-        ids, seen = canvas(prompts, how.gen_length, how.mask_id)
+        ids, attention_mask = canvas(prompts, how.gen_length, how.mask_id)
         self.ids = ids.to(self.device)
         self.start = ids.shape[1] - how.gen_length
-        self.bias = None if seen is None else forward.padding_bias(net, seen.to(self.device))
+        hidden = attention_mask is not None
+        self.bias = forward.padding_bias(net, attention_mask.to(self.device)) if hidden else None
         self.uids = torch.tensor(list(uids), device=self.device)
         self.ends = torch.tensor(how.ends, device=self.device)
         rows = len(prompts)

@@ -35,7 +35,7 @@ def load_run(cfg: Config) -> nn.Module:
     own = cfg.run_dir / "model"
     folder = str(own) if own.is_dir() else train.backbone_folder(cfg)
     net = checkpoint.load_backbone(folder, dtype, device(), cfg.revision)
-    return net if own.is_dir() or cfg.masking == "base" else lora.load_adapter(net, cfg.run_dir / "adapter")
+    return net if own.is_dir() or cfg.masking == "none" else lora.load_adapter(net, cfg.run_dir / "adapter")
 
 
 def decoding(cfg: Config, tok: PreTrainedTokenizerFast, length: int) -> decode.Decoding:

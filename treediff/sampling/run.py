@@ -1,6 +1,6 @@
 """Prompts, answers and programs: what stands around the sampler, and a benchmark's samples as a file.
 
-    path = sampled(cfg, "tinycode", 64)           # runs/.../samples/tinycode-T64.jsonl, made or completed
+    path = sample(cfg, "tinycode", 64)            # runs/.../samples/tinycode-T64.jsonl, made or completed
     rows = read_samples(path)                     # by task id
     torchrun --nproc-per-node 8 -m treediff.cli sample --preset paper     # any number of processes and nodes
 
@@ -50,14 +50,12 @@ def settings(cfg: Config, length: int) -> dict[str, Any]:
     return {"T": length, **{n: getattr(cfg, n) for n in _SETTINGS}}
 
 
-def sampled(cfg: Config, benchmark: str, length: int) -> Path:
+def sample(cfg: Config, benchmark: str, length: int) -> Path:
     """`samples_per_task` samples per problem of `benchmark` with `length` generated tokens; made, or completed.
 
-    Trains the run first if need be. Under a launcher (torchrun, deepspeed) each process makes its share; otherwise
-    this call starts `sample_processes` of them, or does it all. Raises UserError if what is there was made under
-    other settings.
+    Under a launcher (torchrun, deepspeed) each process makes its share; otherwise this call starts `sample_processes`
+    of them, or does it all. Raises UserError if the run is not trained, or what is there was made under other settings.
     """
-
     if not cfg.model:
         open_run(cfg, *launch.TRAINING_STAGES)
     path = samples_path(cfg, benchmark, length)
@@ -67,10 +65,8 @@ def sampled(cfg: Config, benchmark: str, length: int) -> Path:
     if _complete(path, wanted, mine):
         return path
     launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if launched and not cfg.model and not launch.is_trained(cfg):
-        raise UserError(f"{cfg.run_dir}: not trained yet; train it first, without this launcher.")
-    if not cfg.model:
-        launch.trained(cfg)
+    if not cfg.model and not launch.is_trained(cfg):
+        raise UserError(f"{cfg.run_dir}: not trained yet; run `treediff train` with the same switches first.")
     processes = 1 if launched else cfg.sample_processes or max(1, torch.cuda.device_count())
     if processes > 1:
         launch.sampling(
@@ -123,7 +119,7 @@ def share(cfg: Config, benchmark: str, length: int) -> None:
                 bar.update(int(at + behind * rows * length) - bar.n)
 
             try:
-                answers = answerer.answer(batch, heartbeat)
+                answers = answerer.answer(batch, watch)
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
                     raise UserError(f"{batch[0].task}: this prompt alone does not fit into the GPU's memory.") from None
@@ -196,8 +192,8 @@ def _complete(path: Path, wanted: list[tuple[str, int]], mine: dict[str, Any]) -
         return False
     if parts:
         rest = [key for key in found if key not in set(wanted)]
-        with whole(path) as spot:
-            spot.write_bytes(b"".join(found[key] + b"\n" for key in [*wanted, *rest]))
+        with whole(path) as temporary:
+            temporary.write_bytes(b"".join(found[key] + b"\n" for key in [*wanted, *rest]))
         facts = provenance(settings=mine, problems=len({task for task, _ in wanted}), samples=len(wanted))
         write_json(path.with_suffix(".provenance.json"), facts)
         for part in parts:

@@ -13,7 +13,6 @@ from treediff.config import Config
 from treediff.masking import tokens
 from treediff.sampling import diffusion, prompts
 from treediff.sampling.autoregressive import Autoregressive
-from treediff.training import launch
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 
 HIDDEN = "░"
-
-
 NEW, DIM, PLAIN = "\x1b[30;42m", "\x1b[2m", "\x1b[0m"
 
 
@@ -32,11 +29,7 @@ def stream(cfg: Config, problem: str, out: TextIO) -> str:
     On a terminal the denoising is drawn in place; anywhere else only the text is written, when it is done.
     """
     length = cfg.lengths[-1]
-    if cfg.model:
-        model = Autoregressive(cfg, length)
-    else:
-        launch.trained(cfg)
-        model = diffusion.Diffusion(cfg, length)
+    model = Autoregressive(cfg, length) if cfg.model else diffusion.Diffusion(cfg, length)
     ids, begin = model.prompt(problem)
     prompt = prompts.Prompt("prompt", 0, problem, ids, begin)
     screen = Screen(out, model.tok, cfg) if out.isatty() and not cfg.model else None

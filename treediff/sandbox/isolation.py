@@ -22,14 +22,9 @@ from typing import Any
 
 LAYERS = ("processes", "network", "files", "user", "landlock", "seccomp")
 """The layers that a machine may lack, in the order they are tried."""
-
-
 NAMESPACES = LAYERS[:4]
-
-
 SCRATCH = 64 << 20
 """Size of the scratch folder, and of a file where the folder is on disk [bytes]."""
-
 
 _NS = {
     "files": 0x00020000,
@@ -39,11 +34,7 @@ _NS = {
     "pid": 0x20000000,
     "net": 0x40000000,
 }
-
-
 _ARCHES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-
-
 # System calls that no honest program needs, by number on x86_64 and aarch64: networking, processes, other processes,
 # namespaces and mounts, the kernel's own objects, the clock, priorities, and objects that outlive the process.
 _DENIED = """
@@ -63,14 +54,8 @@ shmget 29 194, semget 64 190, mq_open 240 180, setpriority 141 140, ioprio_set 2
 sched_setparam 142 118, sched_setattr 314 274, sched_setaffinity 203 122, migrate_pages 256 238, move_pages 279 239,
 fanotify_init 300 262, syslog 103 116, memfd_secret 447 447, modify_ldt 154 -
 """
-
-
 _CLONE, _CLONE3, _TGKILL, _PRLIMIT = (56, 220), (435, 435), (234, 131), (302, 261)
-
-
 _EPERM, _ENOSYS = 1, 38
-
-
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SUBREAPER, PR_NO_NEW_PRIVS = 1, 4, 22, 36, 38
 
 

@@ -30,8 +30,6 @@ from treediff.sandbox.values import abridged, drain, frames, pack, receive, send
 
 MEMORY = 4 << 30
 """Address space of a program [bytes]: EvalPlus's limit, so that honest verdicts are the same."""
-
-
 PATIENCE = 10
 """Up to so many times its limit a program may take on a busy machine, if it has waited for a core for the rest."""
 
@@ -133,13 +131,13 @@ def _try(layers: dict[str, str], scratch: str) -> str:
 def _guardian(data_fd: int, status_fd: int, seconds: float, layers: dict[str, str], scratch: str) -> None:
     """Makes the namespaces, forks the program, kills it in time or at the caller's word, reports how it ended."""
     data, status = socket.socket(fileno=data_fd), socket.socket(fileno=status_fd)
-    spot = tempfile.mkdtemp(prefix="program-", dir=scratch) if absent(layers, "files") else ""
+    temporary = tempfile.mkdtemp(prefix="program-", dir=scratch) if absent(layers, "files") else ""
     report: dict[str, Any] = {"setup": "ok", "exit": None, "late": False, "cpu": 0.0, "memory": 0}
     try:
         prctl(PR_SUBREAPER, 1)
         separate(layers)
-        if spot and layers.get("user", "").isdigit():
-            os.chown(spot, int(layers["user"]), -1)
+        if temporary and layers.get("user", "").isdigit():
+            os.chown(temporary, int(layers["user"]), -1)
         said, say = os.pipe()
         child = os.fork()
         if child == 0:
@@ -147,7 +145,7 @@ def _guardian(data_fd: int, status_fd: int, seconds: float, layers: dict[str, st
                 status.close()
                 os.close(said)
                 try:
-                    clock = enter(layers, data, say, spot, seconds)
+                    clock = enter(layers, data, say, temporary, seconds)
                 except BaseException as e:
                     os.write(say, f"{e}".encode()[:400] or b"failed")
                     os._exit(1)
@@ -165,8 +163,8 @@ def _guardian(data_fd: int, status_fd: int, seconds: float, layers: dict[str, st
     except OSError as e:
         report["setup"] = str(e)
     finally:
-        if spot:
-            _remove(spot)
+        if temporary:
+            _remove(temporary)
     with contextlib.suppress(OSError):
         status.sendall(json.dumps(report).encode())
 
@@ -229,14 +227,14 @@ def _parent(process: Path) -> int:
         return 0
 
 
-def _remove(spot: str) -> None:
+def _remove(temporary: str) -> None:
     """The scratch folder, whatever rights the program left on it (rmtree itself follows no link)."""
-    for folder, names, _ in os.walk(spot):
+    for folder, names, _ in os.walk(temporary):
         for name in [folder, *[os.path.join(folder, n) for n in names]]:
             with contextlib.suppress(OSError):
                 if not os.path.islink(name):
                     os.chmod(name, 0o700)
-    shutil.rmtree(spot, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 # --- the program's side: from here on nothing is trusted once the program has begun ---------------------------------

@@ -30,8 +30,6 @@ from typing import Any, NamedTuple
 
 FRAME = 32 << 20
 """Longest answer to one test [bytes]; a longer one is no answer."""
-
-
 BULK = 200_000
 """Most items that an output may hold to be sent whole rather than as a digest."""
 
@@ -58,20 +56,10 @@ class Digest(NamedTuple):
 
 
 _PLAIN = (list, tuple, set, frozenset, dict, str, bytes, bytearray, float, complex, int)
-
-
 _LIKE = {base: type(f"other_{base.__name__}", (base,), {}) for base in _PLAIN}
-
-
 _RAW = frozenset({str, bool, type(None), int, float})
-
-
 _SCALAR = frozenset({bool, type(None), int, float})
-
-
 _EXACT = frozenset({str, int, type(None), bytes})
-
-
 _SEQUENCES = {
     "tuple": tuple,
     "set": set,
@@ -79,16 +67,12 @@ _SEQUENCES = {
     "deque": collections.deque,
     "keys": frozenset,  # a view of keys or items: equal to a set, to no list
 }
-
-
 _MAPPINGS = {
     "dict": dict,
     "Counter": collections.Counter,
     "OrderedDict": collections.OrderedDict,
     "defaultdict": lambda pairs: collections.defaultdict(None, pairs),
 }
-
-
 _DTYPE = re.compile(r"[<>|=]?([biufc]\d{1,2}|[SU]\d{1,6})")
 
 

@@ -6,21 +6,19 @@ from pathlib import Path
 
 from treediff.config import Config
 from treediff.data import benchmarks
-from treediff.sampling.run import sampled
-from treediff.scoring import score
+from treediff.sampling.run import samples_path
+from treediff.scoring import score as scoring
 
 
 def ledger_path(cfg: Config, benchmark: str, length: int) -> Path:
+    """runs/<preset>/<run>/scores/<benchmark>-T<length>.json."""
     return cfg.run_dir / "scores" / f"{benchmark}-T{length}.json"
 
 
-def scored(cfg: Config, benchmark: str, length: int) -> Path:
-    """The ledger of one run on one benchmark; trains, samples and scores whatever is missing."""
-
-    samples = sampled(cfg, benchmark, length)
+def score(cfg: Config, benchmark: str, length: int) -> Path:
+    """Score the run's samples; the ledger's path. Raises UserError if they are not there."""
     out = ledger_path(cfg, benchmark, length)
     wanted = list(benchmarks.benchmark_problems(cfg, benchmark))
-    score.score(
-        benchmark, benchmarks.benchmark_file(cfg, benchmark), samples, out, workers=cfg.workers, limit_to=wanted
-    )
+    data, samples = benchmarks.benchmark_file(cfg, benchmark), samples_path(cfg, benchmark, length)
+    scoring.score(benchmark, data, samples, out, workers=cfg.workers, limit_to=wanted)
     return out

@@ -255,7 +255,7 @@ def _oracle(
         lines[task] = json.dumps(line).encode()
         slow[task] = sum(sum(line[part]["times"]) for part in PARTS)
     order = sorted(problems, key=lambda task: -slow[task])
-    with whole(path) as spot:
-        spot.write_bytes(b"\n".join([json.dumps(order).encode(), *[lines[task] for task in order]]) + b"\n")
-        spot.chmod(0o600)  # not for a program that runs as another user
+    with whole(path) as temporary:
+        temporary.write_bytes(b"\n".join([json.dumps(order).encode(), *[lines[task] for task in order]]) + b"\n")
+        temporary.chmod(0o600)  # not for a program that runs as another user
     return {task: lines[task] for task in order}

@@ -32,12 +32,8 @@ from treediff.sandbox.values import Silent, unpack
 
 MIN_SECONDS, TIME_FACTOR, MOST_SECONDS = 1.0, 4.0, 60.0
 """EvalPlus's time limits: a test gets max(1 s, 4 x the reference's time), a set of tests at most 60 s."""
-
-
 SLACK = 2.0
 """What a program may take beyond its limits before it is killed from outside, as in EvalPlus [s]."""
-
-
 GIVE_UP = 10.0
 """Processor time a judge may take to read and compare one answer before it is killed over it [s]."""
 

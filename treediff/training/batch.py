@@ -20,7 +20,7 @@ import torch
 
 from treediff.config import Config
 from treediff.masking import rules, tokens
-from treediff.strategies import READS
+from treediff.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +66,7 @@ class Micro(NamedTuple):
     weight: torch.Tensor  # float32 (n,): what each counts in the loss
     bucket: torch.Tensor  # int64 (n,): noise bucket of its sample
     label: torch.Tensor  # int64 (n,): tokens.LABELS by code
-    seen: torch.Tensor | None  # bool (B, L), False at padding that nobody may look at; None if there is none
+    attention_mask: torch.Tensor | None  # bool (B, L), False at padding that nobody may look at; None if there is none
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Micro:
         """The same with `function` applied to each tensor."""
@@ -82,10 +82,10 @@ class Batch:
         self.cfg, self.step = cfg, step
         index = rows_of_step(cfg, uids, step)
         records = [data[int(i)] for i in index]
-        self.ids, self.labels, self.seen = padded(records, eos, cfg.eos_padding)
+        self.ids, self.labels, self.attention_mask = padded(records, eos, cfg.eos_padding)
         self.uid = torch.from_numpy(uids[index])
         self.p = rules.noise_level(cfg, self.uid, step, total)
-        column = READS.get(cfg.masking)
+        column = STRATEGIES[cfg.masking].reads
         spans = [r[column].reshape(-1, 3) for r in records] if column else None
         self.mask = rules.corrupt(cfg, self.labels, spans, self.uid, step, self.p)
         self.noisy = rules.apply_mask(self.ids, self.mask, mask)
@@ -107,28 +107,28 @@ class Batch:
             self.weight[part],
             torch.bucketize(self.p[part], edges),
             self.labels[part],
-            self.seen[part],
+            self.attention_mask[part],
         )
 
 
 def padded(records: list[dict[str, Any]], eos: int, padding: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """ids int64, labels uint8 and seen bool, each (rows, length): answers end in EOS up to the longest's length.
+    """ids int64, labels uint8, attention mask bool, each (rows, length): answers end in EOS up to the longest's length.
 
     Every answer ends in at least one EOS, which is trained on. With `padding = batch` so is all padding; with `one` the
-    rest is neither masked nor seen.
+    rest is neither masked nor attended to.
     """
     length = max(len(r["input_ids"]) for r in records) + 1
     ids = torch.full((len(records), length), eos, dtype=torch.long)
     labels = torch.full((len(records), length), tokens.PROMPT, dtype=torch.uint8)
-    seen = torch.ones((len(records), length), dtype=torch.bool)
+    attention_mask = torch.ones((len(records), length), dtype=torch.bool)
     for i, r in enumerate(records):
         n = len(r["input_ids"])
         ids[i, :n] = torch.from_numpy(r["input_ids"])
         labels[i, :n] = torch.from_numpy(r["labels"])
         end = length if padding == "batch" else n + 1
         labels[i, n:end] = tokens.REASONING
-        seen[i, end:] = False
-    return ids, labels, seen
+        attention_mask[i, end:] = False
+    return ids, labels, attention_mask
 
 
 def micro(
@@ -138,7 +138,7 @@ def micro(
     weight: torch.Tensor,
     bucket: torch.Tensor,
     labels: torch.Tensor,
-    seen: torch.Tensor,
+    attention_mask: torch.Tensor,
 ) -> Micro:
     """A Micro of tensors (B, L), `bucket` int64 (B,): what a mask picks is picked here, on the host."""
     return Micro(
@@ -148,7 +148,7 @@ def micro(
         weight[mask],
         bucket[:, None].expand(mask.shape)[mask],
         labels[mask].long(),
-        None if seen.all() else seen,
+        None if attention_mask.all() else attention_mask,
     )
 
 

@@ -33,13 +33,8 @@ if TYPE_CHECKING:
 LEVELS = (0.25, 0.5, 0.75)
 """Noise levels: at each, exactly that share of a row's answer tokens is masked."""
 
-
-_DATA_SEED = 77_001  # of problems made on the spot: one set for all runs of a preset
-
-
+_DATA_SEED = 77_001  # of problems made on the temporary: one set for all runs of a preset
 _MASK_SEED = 77_002
-
-
 _MOST = 100_000  # rows of the source that are looked through
 
 
@@ -50,13 +45,13 @@ def rows(cfg: Config) -> list[dict[str, Any]]:
     """
     if not (cfg.eval_every and cfg.eval_rows):
         return []
-    runs = [cfg.with_masking("base"), cfg] if cfg.backbone == "pretrain" else [cfg]
+    runs = [cfg.with_masking("none"), cfg] if cfg.backbone == "pretrain" else [cfg]
     mark = sources.fingerprint([prepare.data_fingerprint(run) for run in runs], cfg.eval_rows, 1)
     path = cfg.preset_dir / "data" / f"heldout-{mark}.jsonl"
     if not path.exists():
         found = list(islice(_fresh(cfg, runs), cfg.eval_rows))
-        with whole(path) as spot:
-            spot.write_text("".join(json.dumps(r) + "\n" for r in found))
+        with whole(path) as temporary:
+            temporary.write_text("".join(json.dumps(r) + "\n" for r in found))
     kept = [json.loads(line) for line in path.read_text().splitlines()]
     return [
         {"uid": r["uid"], "input_ids": np.array(r["input_ids"], np.int32), "labels": np.array(r["labels"], np.uint8)}
@@ -68,11 +63,11 @@ def _fresh(cfg: Config, runs: list[Config]) -> Iterator[dict[str, Any]]:
     """Rows, encoded, that none of `runs` is trained on."""
     seen: set[int] = set()
     for run in runs:
-        seen |= set(prepare.prepared(run)["uid"][:].tolist())
+        seen |= set(prepare.load(run)["uid"][:].tolist())
     if cfg.data != "tinycode" and not prepare.stats(cfg)["rows"]["not_chosen"]:
         return  # every row that can serve is trained on
     tok = tokens.load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision)
-    # A problem set made on the spot is made anew; a file or a hub's data set is read from its beginning.
+    # A problem set made on the temporary is made anew; a file or a hub's data set is read from its beginning.
     source = cfg.but(rows=4 * cfg.eval_rows, data_seed=_DATA_SEED)
     for number, row in islice(sources.raw_rows(source), _MOST):
         try:
@@ -95,7 +90,7 @@ class Evaluation:
         records = sorted(records, key=lambda r: len(r["input_ids"]))  # less padding
         for start in range(0, len(records), cfg.micro_batch):
             some = records[start : start + cfg.micro_batch]
-            ids, labels, seen = batch.padded(some, eos, cfg.eos_padding)
+            ids, labels, attention_mask = batch.padded(some, eos, cfg.eos_padding)
             # Only what the rows hold is scored: no EOS.
             answer = labels != tokens.PROMPT
             for i, r in enumerate(some):
@@ -107,7 +102,8 @@ class Evaluation:
                 chosen = rules.take(keys, torch.ceil(level * answer.sum(1)).long())
                 weight = torch.zeros(ids.shape)
                 bucket = torch.full((len(some),), number)
-                made = batch.micro(rules.apply_mask(ids, chosen, mask), ids, chosen, weight, bucket, labels, seen)
+                noisy = rules.apply_mask(ids, chosen, mask)
+                made = batch.micro(noisy, ids, chosen, weight, bucket, labels, attention_mask)
                 self.micros.append((number, made))
 
     def run(
@@ -122,7 +118,7 @@ class Evaluation:
             for start in range(0, len(self.micros), world):
                 number, made = self.micros[min(start + rank, len(self.micros) - 1)]
                 m = made.map(lambda t: t.to(device))
-                right, ce = net(m.noisy, m.places, m.targets, None, m.seen)
+                right, ce = net(m.noisy, m.places, m.targets, None, m.attention_mask)
                 if start + rank < len(self.micros):
                     for row, value in enumerate((right.double(), ce.double(), torch.ones_like(ce).double())):
                         sums[row, number].index_add_(0, m.label, value)

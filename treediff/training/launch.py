@@ -1,6 +1,6 @@
 """Builds the deepspeed command of a training run, starts it, follows its log, resumes it.
 
-    run_dir = trained(cfg)          # returns at once if the run is there, otherwise trains what is missing
+    run_dir = train(cfg)            # returns at once if the run is there
 
 The training itself is train.py; it runs in processes of its own, so that a notebook stays small and alive.
 """
@@ -22,19 +22,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treediff.config import Config
-from treediff.data import prepare, sources
+from treediff.data import prepare
 from treediff.errors import UserError
 from treediff.files import whole, write_json
-from treediff.masking import tokens
 from treediff.runs import open_run
-from treediff.training import batch, heartbeat, heldout, plan, steplog
+from treediff.training import batch, heartbeat, heldout, steplog
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 
 log = logging.getLogger(__name__)
-
 
 TRAINING_STAGES = ("data", "train")
 
@@ -92,31 +90,28 @@ def environment(cfg: Config) -> dict[str, str]:
 
 
 def is_trained(cfg: Config) -> bool:
-    """Whether the run's weights are there (a backbone that is not made on the spot needs no training)."""
-    if cfg.masking == "base" and cfg.backbone != "pretrain":
+    """Whether the run's weights are there (a backbone that is not made on the temporary needs no training)."""
+    if cfg.masking == "none" and cfg.backbone != "pretrain":
         return True
     return (cfg.run_dir / "adapter").is_dir() or (cfg.run_dir / "model").is_dir()
 
 
-def trained(cfg: Config) -> Path:
-    """Train the run of `cfg`, and first the backbone and the data it needs; what is there already is kept.
+def train(cfg: Config) -> Path:
+    """Train the run of `cfg` on its prepared data, from its backbone; a run that is there already is kept.
 
-    Raises UserError if the run directory was made with other switches, or if training failed (with the words of the
-    process that failed first).
+    Raises UserError if backbone or data are not there, if the run directory was made with other switches, or if
+    training failed (with the words of the process that failed first).
     """
-    if not is_trained(cfg):
-        plan.require_room(cfg)
     run_dir = open_run(cfg, *TRAINING_STAGES)
     if is_trained(cfg):
         return run_dir
-    if cfg.masking != "base":
-        trained(cfg.with_masking("base"))
-
+    backbone = cfg.with_masking("none")
+    if cfg.masking != "none" and not is_trained(backbone):
+        raise UserError(f"{backbone.run_dir}: no backbone yet; run `treediff train --masking none` first.")
     steplog.check_tracker(cfg)
     if cfg.hostfile and not Path(cfg.hostfile).is_file():  # DeepSpeed would go on without it, on this machine alone
         raise UserError(f"hostfile: there is no file {cfg.hostfile}.")
-    tokens.load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision)
-    total = batch.total_steps(cfg, len(prepare.prepared(cfg)))
+    total = batch.total_steps(cfg, len(prepare.load(cfg)))
     if len(heldout.rows(cfg)) < cfg.eval_rows and cfg.eval_every:
         log.warning("%s: fewer than eval_rows = %d rows are left to hold out.", cfg.data, cfg.eval_rows)
     _run(cfg, run_dir.resolve(), total)
@@ -135,8 +130,8 @@ def _run(cfg: Config, run_dir: Path, total: int) -> None:
         write_json(run_dir / "config.json", cfg.as_dict())  # what may change between two starts is taken from here
     if cfg.nodes > 1 and not cfg.hostfile:
         lines = [f"node{i} slots={cfg.processes // cfg.nodes}\n" for i in range(cfg.nodes)]
-        with whole(run_dir / "hosts") as spot:
-            spot.write_text("".join(lines))
+        with whole(run_dir / "hosts") as temporary:
+            temporary.write_text("".join(lines))
     hung = ""
     with (run_dir / "train.log").open("ab") as out:
         process = subprocess.Popen(

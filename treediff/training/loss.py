@@ -1,7 +1,7 @@
 """The loss of a micro-batch (Eq. 1), its sums by noise level and tier, and the held-out denoising accuracy.
 
     net = Denoiser(backbone)
-    loss, ce = net(m.noisy, m.places, m.targets, m.weight, m.seen)        # m: a batch.Micro on the device
+    loss, ce = net(m.noisy, m.places, m.targets, m.weight, m.attention_mask)   # m: a Micro on the device
 
 Nothing in here makes the host wait for the device: what a mask picks was worked out when the batch was made.
 """
@@ -51,13 +51,13 @@ class Denoiser(nn.Module):
         places: torch.Tensor,
         targets: torch.Tensor,
         weight: torch.Tensor | None,
-        seen: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The weighted sum of the masked tokens' cross-entropies, and each of them: scalar, float32 (n,).
 
         Shapes and types are Micro's. Without weights: whether each token is restored, bool (n,), and its cross-entropy.
         """
-        hidden = hidden_states(self.backbone, noisy, seen).flatten(0, 1).index_select(0, places)
+        hidden = hidden_states(self.backbone, noisy, attention_mask).flatten(0, 1).index_select(0, places)
         head = lm_head(self.backbone)
         if weight is None:
             return _restored(head, hidden, targets)

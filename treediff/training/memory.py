@@ -15,10 +15,7 @@ from treediff.config import Config
 LOGIT_ROWS = 2048
 """Masked positions whose logits exist at a time."""
 
-
 _CONTEXT = 2.5e9  # CUDA context, NCCL's buffers, fragmentation [bytes]: an estimate
-
-
 _LIVE = 1_000_000_000  # parameters that ZeRO 3 has gathered at a time, at most (DeepSpeed's default)
 
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-
 LLADA_8B = {
     "d_model": 4096,
     "n_layers": 32,
@@ -38,22 +37,14 @@ LLADA_8B = {
     "weight_tying": False,
 }
 """The shape of GSAI-ML's 8B checkpoints (8,015,581,184 parameters), as their config.json has it."""
-
-
 KNOWN = {f"GSAI-ML/{name}": LLADA_8B for name in ("LLaDA-8B-Instruct", "LLaDA-8B-Base", "LLaDA-1.5")}
-
 
 DEVICES = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 """Dense bf16 FLOP/s by the makers' data sheets (SXM)."""
-
-
 MFU = 0.4
 """Share of those that the hours assume: model FLOPs, recomputation not counted."""
 
-
 _KEEP = 3  # checkpoints on the disk while one is written
-
-
 _PER_TOKEN = 14  # bytes of an encoded token: id, label, its share of the spans
 
 
@@ -138,8 +129,8 @@ def plan(cfg: Config) -> dict[str, Any]:
         "trained": s.lora(cfg.lora_rank) if cfg.lora_rank else s.parameters,
         "steps": steps,
         "backbone_steps": 0
-        if cfg.masking == "base" or cfg.backbone != "pretrain"
-        else _steps(cfg.with_masking("base")),
+        if cfg.masking == "none" or cfg.backbone != "pretrain"
+        else _steps(cfg.with_masking("none")),
         "rows_per_step": cfg.rows_per_step,
         "tokens": tokens,
         "flops_per_token": per_token,
@@ -177,7 +168,7 @@ def text(p: dict[str, Any]) -> str:
     """A plan to read."""
     kind = "4N" if p["trained"] < p["parameters"] else "6N"
     more = f", and {p['recomputation']:.2e} of recomputation" if p["recomputation"] else ""
-    first = [f"first the backbone, made on the spot: {p['backbone_steps']:,} optimiser steps (not planned below)"]
+    first = [f"first the backbone, made on the temporary: {p['backbone_steps']:,} optimiser steps (not planned below)"]
     lines = [
         *(first if p["backbone_steps"] else []),
         f"{p['backbone']}: {p['parameters']:,} parameters, {p['trained']:,} trained",

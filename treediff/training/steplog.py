@@ -49,8 +49,8 @@ def keep_before(path: Path, step: int) -> None:
         with suppress(ValueError):
             if json.loads(line)["step"] < step:
                 kept.append(line)
-    with whole(path) as spot:
-        spot.write_text("".join(f"{x}\n" for x in kept))
+    with whole(path) as temporary:
+        temporary.write_text("".join(f"{x}\n" for x in kept))
 
 
 class StepLog:

@@ -34,7 +34,6 @@ from treediff.training import batch, checkpoints, heartbeat, heldout, loss, plan
 
 log = logging.getLogger(__name__)
 
-
 _LONG = 1800  # seconds that a rank may take to load the weights or to write them while another waits
 
 
@@ -88,8 +87,8 @@ def lr_factor(cfg: Config, step: int, total: int) -> float:
 
 
 def network(cfg: Config, tok: Any, device: torch.device) -> nn.Module:
-    """What is trained: a fresh backbone (`masking = base`), or the run's backbone with LoRA or with all weights."""
-    if cfg.masking == "base":
+    """What is trained: a fresh backbone (`masking = none`), or the run's backbone with LoRA or with all weights."""
+    if cfg.masking == "none":
         fresh = llada.new_backbone(cfg, len(tokens.byte_table(tok).spelling), tok.eos_token_id, tok.mask_token_id)
         return fresh.to(device)
     dtype = torch.float32 if cfg.precision == "fp32" else torch.bfloat16
@@ -104,8 +103,8 @@ def recompute(net: nn.Module) -> None:
 
 
 def backbone_folder(cfg: Config) -> str:
-    """Where the run's backbone lies: `cfg.backbone`, or the model that the run `base` of this seed made."""
-    return str(cfg.with_masking("base").run_dir / "model") if cfg.backbone == "pretrain" else cfg.backbone
+    """Where the run's backbone lies: `cfg.backbone`, or the model that the run `none` of this seed made."""
+    return str(cfg.with_masking("none").run_dir / "model") if cfg.backbone == "pretrain" else cfg.backbone
 
 
 def deepspeed_config(cfg: Config, trained: int) -> dict[str, Any]:
@@ -143,7 +142,7 @@ def train(cfg: Config) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     tok = tokens.load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision)
-    data = prepare.prepared(cfg)
+    data = prepare.load(cfg)
     uids = np.asarray(data.with_format("numpy")["uid"][:], np.int64)
     eos, mask = tok.eos_token_id, tok.mask_token_id
     total = batch.total_steps(cfg, len(uids))
@@ -229,7 +228,7 @@ def micro_step(engine: Any, m: batch.Micro, sums: torch.Tensor, parts: int) -> N
     DeepSpeed divides the loss by accumulation and averages over ranks, `parts` together; the weights already sum over
     the global batch.
     """
-    value, ce = engine(m.noisy, m.places, m.targets, m.weight, m.seen)
+    value, ce = engine(m.noisy, m.places, m.targets, m.weight, m.attention_mask)
     engine.backward(value * parts)
     loss.tally(sums, value, ce, m)
 

@@ -1,0 +1,78 @@
+"""The order of the stages, and what is made when something is missing: the only place that knows.
+
+    path = scored(cfg, "tinycode", 96)        # trains, samples and scores what is not there yet
+
+A stage itself reads what the one before it left in the run directory and never makes it. What is there is used again;
+what was killed goes on. Commands and notebooks call the stages through here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from treediff.config import Config
+from treediff.data import benchmarks, prepare, sources
+from treediff.masking import tokens
+from treediff.report import report
+from treediff.runs import open_run
+from treediff.sampling import run as sampling
+from treediff.scoring import run as scoring
+from treediff.training import launch, plan
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerFast
+
+
+def tokenizer(cfg: Config) -> PreTrainedTokenizerFast:
+    """The run's tokenizer; trained on the backbone's rows first, if it is to be."""
+    sources.train_tokenizer(cfg)
+    return tokens.load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision)
+
+
+def prepared(cfg: Config, out: Path | None = None) -> datasets.Dataset:
+    """The encoded data set of `cfg`, in `out` or under runs/<preset>/data."""
+    sources.train_tokenizer(cfg)
+    return prepare.prepare(cfg, out)
+
+
+def statistics(cfg: Config, out: Path | None = None) -> dict[str, Any]:
+    """What is known of that data set (prepare.stats)."""
+    prepared(cfg, out)
+    return prepare.stats(cfg, out)
+
+
+def trained(cfg: Config) -> Path:
+    """The run directory with its weights: the backbone and the data first, then the run itself."""
+    if not launch.is_trained(cfg):
+        plan.require_room(cfg)
+    run_dir = open_run(cfg, *launch.TRAINING_STAGES)
+    if not launch.is_trained(cfg):
+        if cfg.masking != "none":
+            trained(cfg.with_masking("none"))
+        prepared(cfg)
+        launch.train(cfg)
+    return run_dir
+
+
+def sampled(cfg: Config, benchmark: str, length: int) -> Path:
+    """The run's samples of a benchmark with `length` tokens each. A process of a launcher (torchrun) never trains."""
+    if benchmark == "tinycode":
+        benchmarks.write_tinycode(cfg)
+    if not cfg.model and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        trained(cfg)
+    return sampling.sample(cfg, benchmark, length)
+
+
+def scored(cfg: Config, benchmark: str, length: int) -> Path:
+    """The ledger of those samples."""
+    sampled(cfg, benchmark, length)
+    return scoring.score(cfg, benchmark, length)
+
+
+def reported(cfg: Config) -> Path:
+    """The report's page on all runs of the preset that are there."""
+    sources.train_tokenizer(cfg)
+    return report.write(cfg)
