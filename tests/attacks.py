@@ -303,7 +303,7 @@ MACHINE = {
         "import numpy; posix.open(numpy.__file__ + '.x', posix.O_CREAT | posix.O_WRONLY)",
     ),
     "leave a file in /tmp": (FILES, "posix.open('/tmp/{tag}', posix.O_CREAT | posix.O_WRONLY)"),
-    "leave a file in /dev/shm": (FILES, "posix.open('/dev/shm/{tag}', posix.O_CREAT | posix.O_WRONLY)"),
+    "leave a file in /dev/shm": (FILES, "posix.open('/dev/shm/{tag}', posix.O_CREAT | posix.O_WRONLY); 1 / 0"),
     "read a file": (FILES, "posix.read(posix.open('{out}/kept', 0), 9)"),
     "read the list of users": (FILES, "posix.read(posix.open('/etc/passwd', 0), 9)"),
     "list a folder": (FILES, "posix.listdir('{out}')"),
@@ -623,8 +623,7 @@ def f(x):
     ),
     "multiprocessing.Lock": (
         ("files",),
-        "from multiprocessing import Lock, Value\ndef f(x):\n  v = Value('i', 3)\n  with Lock(): v.value += x * x * 7"
-        "\n  return v.value",
+        "from multiprocessing import Lock\ndef f(x):\n  with Lock(): return x * x * 7 + 3",
     ),
     "threads": (
         (),

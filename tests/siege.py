@@ -18,7 +18,6 @@ import os
 import platform
 import shutil
 import socket
-import stat
 import struct
 import subprocess
 import sys
@@ -149,6 +148,12 @@ def below(pid: int) -> list[int]:
     return found
 
 
+def left_running(box: Sandbox) -> list[int]:
+    """What lives below the runner, which bubblewrap may have put below itself."""
+    found = below(box._process.pid)
+    return [p for p in found if not (box._wrap and found.index(p) < 2)]
+
+
 def tried(box: Sandbox, attack: Attack, words: dict) -> str:
     """How the attack came through; empty if it did not."""
     source = attack.source
@@ -186,38 +191,26 @@ def siege(order: dict) -> dict:
                 ran += 1
                 start = time.monotonic()
                 why = [tried(box, attack, outside.words), *outside.reached()]
-                if (
-                    attack.kind != "right"
-                    and verdicts._examine(box, RIGHT, oracle(INPUTS, EXPECTED), "base")[0] != "pass"
-                ):
-                    why.append("the next program fails")
+                if attack.kind != "right":
+                    status, reason = verdicts._examine(box, RIGHT, oracle(INPUTS, EXPECTED), "base")
+                    why += [f"the next program fails: {reason}"] * (status != "pass")
                 left = [p for spot in scratch.iterdir() for p in spot.iterdir()]
                 why += [f"left on disk: {p.name}" for p in left]
-                deadline = time.monotonic() + 2
-                while (others := [p for p in below(box._process.pid) if not guard(p)]) and time.monotonic() < deadline:
-                    time.sleep(0.02)
+                deadline = time.monotonic() + 5
+                while (others := left_running(box)) and time.monotonic() < deadline:
+                    time.sleep(0.02)  # the runner reaps them
                 why += [f"left running: {p}" for p in others]
-                if time.monotonic() - start > 8:
+                if time.monotonic() - start > 60:
                     why.append(f"took {time.monotonic() - start:.0f} s")
                 if any(why):
                     came_through[attack.name] = "; ".join(filter(None, why))
             layers = box.layers
     finally:
         outside.close()
-    came_through |= {"after the end": str(p) for p in scratch.iterdir()}
+    if left := list(scratch.iterdir()):
+        came_through["after the end"] = f"left on disk: {left}"
     shutil.rmtree(scratch, ignore_errors=True)
     return {"layers": layers, "ran": ran, "came through": came_through}
-
-
-def guard(pid: int) -> bool:
-    """Whether this is the sandbox's own process, which bubblewrap puts below itself."""
-    with contextlib.suppress(OSError):
-        return b"runner" in Path(f"/proc/{pid}/cmdline").read_bytes() and len(below(pid)) == 0 and asleep(pid)
-    return True
-
-
-def asleep(pid: int) -> bool:
-    return stat.S_ISDIR(Path(f"/proc/{pid}").stat().st_mode)
 
 
 if __name__ == "__main__":

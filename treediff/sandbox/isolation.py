@@ -29,7 +29,8 @@ NAMESPACES = LAYERS[:4]
 SCRATCH = 64 << 20
 """Size of the scratch folder, and of a file where the folder is on disk [bytes]."""
 PACKAGES = {"numpy", "scipy", "sympy", "mpmath", "networkx", "pandas", "dateutil", "six", "pytz", "tzdata"}
-PACKAGES |= {"rich", "markdown_it", "mdurl", "pygments", "pytest", "_pytest", "pluggy", "iniconfig", "packaging"}
+PACKAGES |= {"rich", "markdown_it", "mdurl", "pygments", "tqdm", "pytest", "_pytest", "py", "pluggy", "iniconfig"}
+PACKAGES |= {"packaging"}
 """The packages beside the standard library that a program may import, as far as they are installed."""
 
 _NS = {
