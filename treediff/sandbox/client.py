@@ -147,9 +147,12 @@ class Sandbox:
         job = json.dumps({"program": program, "entry": entry, "as_set": as_set}).encode()
         try:
             line = _Line(self._control, seconds)
-        except OSError:  # this runner hangs or has ended, perhaps by the last program's doing
+        except (OSError, EOFError):  # this runner hangs or has ended, perhaps by the last program's doing
             self._again()
-            line = _Line(self._control, seconds)
+            try:
+                line = _Line(self._control, seconds)
+            except (OSError, EOFError):
+                raise Broken("its runner does not answer") from None
         try:
             frame = line.exchange(job, seconds) if line.setup == "ok" else None
             for limit, wait, arguments in zip(limits, waits or limits, inputs, strict=True):
@@ -189,7 +192,7 @@ class _Line:
     """The caller's end of a program: a pipe to it, one back, and its supervisor. Every wait ends."""
 
     def __init__(self, control: socket.socket, seconds: float) -> None:
-        """Has the runner start a program of so many seconds. Raises OSError if it does not in time."""
+        """Has the runner start a program of so many seconds. Raises OSError or EOFError if it does not in time."""
         self._supervisor, theirs = socket.socketpair()
         inp, self._to = os.pipe()
         self._back, out = os.pipe()
@@ -207,7 +210,9 @@ class _Line:
                 os.close(inp)
                 os.close(out)
             first, self._clocks, _, _ = socket.recv_fds(self._supervisor, 1, 2)
-        except OSError:
+            if not first:
+                raise EOFError
+        except (OSError, EOFError):
             self._shut()
             raise
         self._report = b"" if first == b"!" else first
