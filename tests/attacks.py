@@ -200,21 +200,21 @@ def f(x):
             if name.startswith('oracle'): return 1
     raise OSError
 """,
-    "a late answer with the timer off": """
+    "time-out switched off in the first test": """
 import signal, time
 def f(x):
     signal.setitimer(signal.ITIMER_REAL, 0)
     if x == 2: time.sleep(1.2)
     return x * x * 7 + 3
 """,
-    "a late second answer with the timer off": """
+    "time-out switched off in the second test": """
 import signal, time
 def f(x):
     signal.setitimer(signal.ITIMER_REAL, 0)
     if x == 5: time.sleep(1.0)
     return x * x * 7 + 3
 """,
-    "an answer in drips": """
+    "time-out and an answer in drips": """
 import posix, struct, time
 def f(x):
     drip = b'[0.0, 31' + b' ' * 2000 + b']'
@@ -229,7 +229,7 @@ def f(x):
         except OSError: pass
     posix._exit(0)
 """,
-    "many threads to seem to wait for a core": """
+    "time-out and many threads, to seem to wait for a core": """
 import ctypes, signal, threading, time
 libc, spin = ctypes.CDLL(None), b'x' * (1 << 24)
 def waste():

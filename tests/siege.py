@@ -5,7 +5,7 @@ The order is a JSON object; every key may be missing:
     without     layers to leave off, as for Sandbox
     refuse      what a filter keeps the kernel from granting here: "namespaces" (as in a plain container), "landlock"
     kinds, only kinds of attacks; names of attacks
-    every       of the attacks on the verdict and the machine, each how manyth
+    every       each how manyth attack
 
 Writes JSON: the layers, how many attacks ran, and what came through, in words by name. tests/test_attacks.py starts it
 as root, as an ordinary user, and under limits and masks.
@@ -174,9 +174,8 @@ def siege(order: dict) -> dict:
     os.environ.setdefault("TMPDIR", "/tmp")
     refuse(order.get("refuse", []))
     verdicts.MIN_SECONDS, verdicts.SLACK = 0.3, 0.5
-    every = {"verdict": order.get("every", 1), "machine": order.get("every", 1)}
     chosen = [a for a in ATTACKS if a.kind in order.get("kinds", [a.kind]) and a.name in order.get("only", [a.name])]
-    chosen = [a for i, a in enumerate(chosen) if i % every.get(a.kind, 1) == 0]
+    chosen = chosen[:: order.get("every", 1)]
     came_through, ran = {}, 0
     scratch = Path(tempfile.mkdtemp(prefix="siege-"))
     scratch.chmod(0o755)
