@@ -62,7 +62,7 @@ def f(x):
         if isinstance(v, list) and 178 in v and 850 in v: return v[[2, 5, 11].index(x)]
         if isinstance(v, dict) and 'expected' in v: return v['expected'][[2, 5, 11].index(x)]
 """,
-    "expected searched in the warden's memory": """
+    "expected searched in the runner's memory": """
 import posix, re
 def f(x):
     pid = posix.getppid()
@@ -285,7 +285,7 @@ MACHINE = {
     "write outside through a link": (FILES, "posix.symlink('{out}', 'l'); posix.open('l/a', posix.O_CREAT)"),
     "write outside through ..": (FILES, "posix.open('..' + '/..' * 20 + '{out}/a', posix.O_CREAT)"),
     "write outside through /proc": (FILES, "posix.open('/proc/self/root{out}/a', posix.O_CREAT)"),
-    "write outside through the warden's root": (
+    "write outside through the runner's root": (
         FILES,
         "posix.open('/proc/%d/root{out}/a' % posix.getppid(), posix.O_CREAT)",
     ),
@@ -424,7 +424,7 @@ MACHINE = {
         ("seccomp",),
         "p = ctypes.c_ulong(); assert libc.syscall(206, 64, ctypes.byref(p)) == 0",
     ),
-    "survive its guardian": (("seccomp",), "assert libc.prctl(1, 0, 0, 0, 0) == 0"),
+    "survive its supervisor": (("seccomp",), "assert libc.prctl(1, 0, 0, 0, 0) == 0"),
     "kill the tests by a descriptor's signal": (
         ("processes", "seccomp"),
         "import fcntl; r, w = posix.pipe(); fcntl.fcntl(r, 10, 9); fcntl.fcntl(r, 8, {victim})"

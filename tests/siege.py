@@ -148,10 +148,11 @@ def below(pid: int) -> list[int]:
     return found
 
 
-def left_running(box: Sandbox) -> list[int]:
-    """What lives below the runner, which bubblewrap may have put below itself."""
-    found = below(box._process.pid)
-    return [p for p in found if not (box._wrap and found.index(p) < 2)]
+def left_behind(box: Sandbox, scratch: Path) -> list[str]:
+    """What lives below the runner, which bubblewrap may have put below itself, and what lies in its folder."""
+    found = below(box._process.pid)[2 if box._wrap else 0 :]
+    on_disk = [p.name for folder in scratch.iterdir() for p in folder.iterdir()]
+    return [f"left running: {p}" for p in found] + [f"left on disk: {name}" for name in on_disk]
 
 
 def tried(box: Sandbox, attack: Attack, words: dict) -> str:
@@ -193,12 +194,10 @@ def siege(order: dict) -> dict:
                 if attack.kind != "right":
                     status, reason = verdicts._examine(box, RIGHT, oracle(INPUTS, EXPECTED), "base")
                     why += [f"the next program fails: {reason}"] * (status != "pass")
-                left = [p for spot in scratch.iterdir() for p in spot.iterdir()]
-                why += [f"left on disk: {p.name}" for p in left]
-                deadline = time.monotonic() + 5
-                while (others := left_running(box)) and time.monotonic() < deadline:
-                    time.sleep(0.02)  # the runner reaps them
-                why += [f"left running: {p}" for p in others]
+                deadline = time.monotonic() + 10
+                while (left := left_behind(box, scratch)) and time.monotonic() < deadline:
+                    time.sleep(0.02)  # the runner is at it
+                why += left
                 if time.monotonic() - start > 60:
                     why.append(f"took {time.monotonic() - start:.0f} s")
                 if any(why):

@@ -255,7 +255,7 @@ def f(x):
     assert posix.read(0, 9) == b'' and posix.write(1, b'x') == 1
     pathlib.Path('a').write_text('b')
     assert pathlib.Path('a').read_text() == 'b'
-    assert sorted(sys.modules) and 'treediff' not in sys.modules
+    assert sorted(sys.modules) and not sys.modules.get('treediff')
     return x * x * 7 + 3
 """
     assert verdict(full, program) == ("pass", "")

@@ -6,8 +6,8 @@
 
 Three processes stand between the caller and the program: runner and supervisor (runner.py), and the program's own,
 isolated (isolation.py). The caller and the program share two pipes, over which the program's side can only send JSON
-(values.py); nothing it sends is executed. It gets an input when the answer to the last one is there, and is told
-neither the expected outputs nor what became of its answers. docs/sandbox.md: layers and attacks.
+(values.py); nothing it sends is executed. It gets its inputs once it is defined, a few at a time, and is told neither
+the expected outputs nor what became of its answers. docs/sandbox.md: layers and attacks.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from treediff.sandbox.runner import PATIENCE, SETUP, remove
 
 FRAME = 32 << 20
 """Longest answer to one test [bytes]; a longer one is no answer."""
+AHEAD = 128
+"""Most inputs that a program has before it has answered them; to send one at a time would take three times as long."""
 PIPE = 1 << 20
 """Size of a pipe, where the system grants it [bytes]."""
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -154,12 +156,15 @@ class Sandbox:
             except (OSError, EOFError):
                 raise Broken("its runner does not answer") from None
         try:
-            frame = line.exchange(job, seconds) if line.setup == "ok" else None
-            for limit, wait, arguments in zip(limits, waits or limits, inputs, strict=True):
+            frame, sent = line.exchange(job, 1, seconds) if line.setup == "ok" else None, 0
+            for i, wait in enumerate(waits or limits):
                 if frame is None:
                     return
                 yield frame
-                frame = line.exchange(json.dumps([limit, arguments]).encode(), wait)
+                fresh = range(sent, min(i + AHEAD, len(inputs))) if sent - i <= AHEAD // 2 else range(0)
+                body = json.dumps([[limits[k], inputs[k]] for k in fresh]).encode() if fresh else b""
+                sent += len(fresh)
+                frame = line.exchange(body, len(fresh), wait)
             if frame is not None:
                 yield frame
         finally:
@@ -196,7 +201,9 @@ class _Line:
         self._supervisor, theirs = socket.socketpair()
         inp, self._to = os.pipe()
         self._back, out = os.pipe()
-        self._buffer, self._clocks, self.setup = bytearray(), [], "ok"
+        self._buffer, self._rest, self._due = bytearray(), bytearray(), 0
+        self._clocks: list[int] = []
+        self.setup = "ok"
         for fd in (self._to, self._back):
             os.set_blocking(fd, False)
             with contextlib.suppress(OSError):
@@ -220,41 +227,50 @@ class _Line:
             self.setup = "failed"
         self._began, self._seconds = time.monotonic(), seconds
 
-    def exchange(self, body: bytes, seconds: float) -> Frame | None:
-        """Sends a frame and waits for the next one back; None if the program has ended. Raises Silent.
+    def exchange(self, body: bytes, asks: int, seconds: float) -> Frame | None:
+        """Sends a frame that asks for so many, if any, and waits for the next one back; None if the program has ended.
 
-        What the program waited for a core is not its time, up to PATIENCE times its seconds; the sum of all waits
-        has an end, too, if its supervisor does not see to it.
+        Raises Silent after so many seconds. What the program waited for a core is not its time, up to PATIENCE times
+        that; the sum of all waits has an end, too, if its supervisor does not see to it.
         """
-        if self._buffer:
-            return FORGED  # an answer to what it was not yet asked
-        rest = memoryview(b"j" + struct.pack("I", len(body)) + body)
-        start, before, forgiven = time.monotonic(), waited(*self._clocks[:1]), 0.0
-        poll = select.poll()
-        poll.register(self._back, select.POLLIN)
-        poll.register(self._to, select.POLLOUT)
+        if not self._due and self._buffer:
+            return FORGED  # an answer to what it was not asked
+        self._due += asks - 1
+        if asks:
+            self._rest += b"j" + struct.pack("I", len(body)) + body
+        if self._rest:
+            self._write()
+        if frame := self._frame():
+            return frame
+        start, before, forgiven, over = time.monotonic(), waited(*self._clocks[:1]), 0.0, False
         while True:
-            if frame := self._frame():
-                return frame
             left = start + seconds + forgiven - time.monotonic()
             if left <= 0:
                 owed = min(waited(*self._clocks) - before, (PATIENCE - 1) * seconds) - forgiven
-                if owed < 0.01 or time.monotonic() > self._began + PATIENCE * self._seconds + 5:
+                if owed >= 0.01 and time.monotonic() < self._began + PATIENCE * self._seconds + 5:
+                    forgiven += owed
+                    continue
+                if over:
                     raise Silent
-                forgiven += owed
-                continue
-            for fd, _ in poll.poll(left * 1000 + 1):
-                try:
-                    if fd == self._to:
-                        rest = rest[os.write(fd, rest[: 1 << 16]) :]
-                    elif part := os.read(fd, 1 << 18):
-                        self._buffer += part
-                    else:
-                        return None
-                except OSError:  # it has closed its end, or ended
-                    rest = rest[:0]
-                if fd == self._to and not rest:
-                    poll.unregister(self._to)
+                over, left = True, 0.0  # it may have answered while we had no core
+            read, write, _ = select.select([self._back], [self._to] if self._rest else [], [], left)
+            if write:
+                self._write()
+            if read:
+                part = os.read(self._back, 1 << 18)
+                self._buffer += part
+                if (frame := self._frame()) or not part:
+                    return frame
+
+    def _write(self) -> None:
+        """As much of what is to be sent as the pipe takes."""
+        try:
+            while self._rest:
+                del self._rest[: os.write(self._to, self._rest)]
+        except BlockingIOError:
+            pass
+        except OSError:  # it has closed its end, or ended
+            self._rest.clear()
 
     def _frame(self) -> Frame | None:
         """The next frame, if the whole of it is there."""

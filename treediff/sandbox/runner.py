@@ -27,10 +27,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 from treediff.sandbox.isolation import (
     LAYERS,
+    PACKAGES,
     PR_SET_DUMPABLE,
     PR_SET_PDEATHSIG,
     PR_SUBREAPER,
@@ -60,7 +61,7 @@ def serve(control: socket.socket, without: list[str], scratch: str) -> None:
 
     os.umask(0o022)  # the caller's may be such that nobody could enter what is made here
     evalplus_guard()
-    readable()
+    others()
     platform.uname()  # reliability_guard asks, and the answer is kept
     prctl(PR_SET_DUMPABLE, 0)
     prctl(PR_SUBREAPER, 1)
@@ -83,6 +84,14 @@ def evalplus_guard() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@functools.cache
+def others() -> set[str]:
+    """Names of installed modules that a program may not import."""
+    sites = {os.path.dirname(path) for path in readable()[2]}
+    names = {name.partition(".")[0] for site in sites for name in os.listdir(site)} | {"treediff"}
+    return names - PACKAGES - sys.stdlib_module_names
 
 
 def _probe(without: list[str], scratch: str) -> dict[str, str]:
@@ -126,15 +135,15 @@ def _try(layers: dict[str, str], scratch: str) -> str:
     back, out = os.pipe()
     ours, theirs = socket.socketpair()
     job = {"program": _TRIAL, "entry": "f", "as_set": False}
-    for message in (job, [5.0, [7]]):  # little enough to wait in the pipe
+    for message in (job, [[5.0, [7]]]):  # little enough to wait in the pipe
         send(to, json.dumps(message).encode())
     os.close(to)
-    with ours, open(back, "rb"):
+    with ours, open(back, "rb") as answered:
         _run([inp, out, theirs.detach()], 10.0, layers, scratch)
         answers = []
         with contextlib.suppress(EOFError):
             while True:
-                answers.append(json.loads(receive(back)))
+                answers.append(json.loads(receive(answered)))
         report = b""
         while part := ours.recv(1 << 16):
             report += part
@@ -280,7 +289,8 @@ def _program(inp: int, out: int, clock: int) -> None:
     """Runs the program as EvalPlus's `unsafe_execute` does, and sends each output in place of comparing it."""
     dumps, loads, now, leave, stage = json.dumps, json.loads, time.perf_counter, os._exit, b"d"
     try:
-        guard, job = evalplus_guard(), loads(receive(inp))
+        asked = open(inp, "rb")  # noqa: SIM115
+        guard, job = evalplus_guard(), loads(receive(asked))
         tempfile.tempdir = os.getcwd()
         for name in LOADED:
             if name in job["program"]:
@@ -292,18 +302,14 @@ def _program(inp: int, out: int, clock: int) -> None:
         guard.reliability_guard(None)  # which would raise limits, and fail where a hard one is lower
         for name in [n for n in sys.modules if n.partition(".")[0] == "treediff"]:
             del sys.modules[name]
+        sys.modules.update(dict.fromkeys(others()))  # as if they were not installed, though landlock shows their names
         scope: dict[str, Any] = {}
         with guard.swallow_io():
             exec(job["program"], scope)
             fn = scope[job["entry"]]
         stage = b"e"
         send(out, b"[0, 0]", b"r")
-        while True:
-            try:
-                seconds, arguments = loads(receive(inp))
-            except EOFError:
-                break
-            arguments = unpack(arguments)
+        for seconds, arguments in _tests(asked):
             with _time_limit(seconds, clock) as before:
                 start = now()
                 with guard.swallow_io():
@@ -320,6 +326,14 @@ def _program(inp: int, out: int, clock: int) -> None:
     except BaseException as e:
         send(out, dumps([type(e).__name__[:80], _text(e)]).encode(), stage)
     leave(0)
+
+
+def _tests(asked: BinaryIO, loads: Any = json.loads) -> Iterator[tuple[float, list]]:
+    """Seconds and arguments of each test, until there are no more."""
+    with contextlib.suppress(EOFError):
+        while True:
+            for seconds, arguments in loads(receive(asked)):
+                yield seconds, unpack(arguments)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ import numbers
 import os
 import re
 import struct
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 FRAME = 32 << 20
 """Longest answer to one test [bytes]; a longer one is no answer."""
@@ -303,17 +303,9 @@ def send(fd: int, body: bytes, kind: bytes = b"j") -> None:
         rest = rest[os.write(fd, rest) :]
 
 
-def receive(fd: int) -> bytes:
+def receive(file: BinaryIO) -> bytes:
     """One frame's body, however long: the sender is trusted. Raises EOFError at the end."""
-    header = _exactly(fd, 5)
-    return _exactly(fd, struct.unpack("I", header[1:])[0])
-
-
-def _exactly(fd: int, n: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < n:
-        part = os.read(fd, min(1 << 20, n - len(parts)))
-        if not part:
-            raise EOFError
-        parts += part
-    return bytes(parts)
+    header = file.read(5)
+    if len(header) < 5:
+        raise EOFError
+    return file.read(struct.unpack("I", header[1:])[0])
