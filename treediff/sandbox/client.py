@@ -17,6 +17,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import re
 import select
 import shutil
 import socket
@@ -28,8 +29,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from treediff.sandbox.isolation import NAMESPACES, SCRATCH, absent, readable, waited
-from treediff.sandbox.runner import PATIENCE, SETUP, remove
+from treediff.sandbox.isolation import NAMESPACES, PACKAGES, SCRATCH, absent, readable, waited
+from treediff.sandbox.runner import PATIENCE, REQUEST, SETUP, remove
 
 FRAME = 32 << 20
 """Longest answer to one test [bytes]; a longer one is no answer."""
@@ -37,6 +38,7 @@ AHEAD = 128
 """Most inputs that a program has before it has answered them; to send one at a time would take three times as long."""
 PIPE = 1 << 20
 """Size of a pipe, where the system grants it [bytes]."""
+_NAMED = re.compile(rf"\b(?:{'|'.join(sorted(PACKAGES - {'numpy'}))})\b")
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -147,12 +149,13 @@ class Sandbox:
         process ended: exit (negative: a signal; None: nobody knows), late, cpu [s], memory [bytes].
         """
         job = json.dumps({"program": program, "entry": entry, "as_set": as_set}).encode()
+        packages = bool(_NAMED.search(program))  # to mount them takes a third of a short program's time
         try:
-            line = _Line(self._control, seconds)
+            line = _Line(self._control, seconds, packages)
         except (OSError, EOFError):  # this runner hangs or has ended, perhaps by the last program's doing
             self._again()
             try:
-                line = _Line(self._control, seconds)
+                line = _Line(self._control, seconds, packages)
             except (OSError, EOFError):
                 raise Broken("its runner does not answer") from None
         try:
@@ -196,7 +199,7 @@ class Sandbox:
 class _Line:
     """The caller's end of a program: a pipe to it, one back, and its supervisor. Every wait ends."""
 
-    def __init__(self, control: socket.socket, seconds: float) -> None:
+    def __init__(self, control: socket.socket, seconds: float, packages: bool) -> None:
         """Has the runner start a program of so many seconds. Raises OSError or EOFError if it does not in time."""
         self._supervisor, theirs = socket.socketpair()
         inp, self._to = os.pipe()
@@ -211,7 +214,7 @@ class _Line:
         self._supervisor.settimeout(2 * SETUP)
         try:
             try:
-                socket.send_fds(control, [struct.pack("d", seconds)], [inp, out, theirs.fileno()])
+                socket.send_fds(control, [struct.pack(REQUEST, seconds, packages)], [inp, out, theirs.fileno()])
             finally:
                 theirs.close()
                 os.close(inp)

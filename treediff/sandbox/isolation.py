@@ -78,6 +78,7 @@ _EPERM, _ENOSYS = 1, 38
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SUBREAPER, PR_NO_NEW_PRIVS = 1, 4, 22, 36, 38
 
 
+@functools.cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
@@ -115,32 +116,35 @@ def readable() -> tuple[list[str], list[str], list[str]]:
     hidden |= {p for p in sites if any(p.startswith(q + "/") for q in tops)}
     packages = [os.path.join(p, n) for p in sites for n in sorted(os.listdir(p)) if n.partition(".")[0] in PACKAGES]
     tops += [p for p in ("/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime") if os.path.exists(p)]
+    _plain()
     return tops, sorted(hidden), packages
 
 
-def _new_root() -> None:
+def _new_root(packages: bool) -> None:
     """A root of our own: what is `readable`, read-only, a few devices, an empty /scratch and /dev/shm in memory.
 
-    No /proc.
+    No /proc. `packages`: all of them, or numpy alone.
     """
     none, bind, private = b"none", 0x1000 | 0x4000, 0x40000 | 0x4000
     call("mount", none, b"/", None, private, None)
     root = "/proc"  # any folder that surely exists and that nothing below is read from
     devices = [p for p in ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom") if os.path.exists(p)]
-    tops, hidden, packages = readable()
+    tops, hidden, installed = readable()
+    installed = installed if packages else [p for p in installed if os.path.basename(p).startswith("numpy")]
 
     def memory(path: str, options: str) -> None:
         os.makedirs(root + path, mode=0o755, exist_ok=True)
         call("mount", b"tmpfs", (root + path).encode(), b"tmpfs", 0x2 | 0x4, options.encode())
 
     memory("", "size=1m,mode=755")
-    for path in [*tops, *devices, *hidden, *packages]:
+    for path in [*tops, *devices, *hidden, *installed]:
         spot = root + path
         if path in hidden:
             memory(path, "size=64k,mode=755")
             continue
-        os.makedirs(spot if os.path.isdir(path) else os.path.dirname(spot), mode=0o755, exist_ok=True)
-        if not os.path.isdir(path):
+        folder = os.path.isdir(path)
+        os.makedirs(spot if folder else os.path.dirname(spot), mode=0o755, exist_ok=True)
+        if not folder:
             os.close(os.open(spot, os.O_CREAT | os.O_WRONLY))
         call("mount", path.encode(), spot.encode(), None, bind, None)
     os.makedirs(root + "/dev/shm")
@@ -155,30 +159,37 @@ def _new_root() -> None:
     os.chdir("/scratch")
 
 
-def _landlock(own: list[str], hidden: list[str]) -> None:
+def _landlock(own: list[str]) -> None:
     """No file but those `readable` and under `own`, no TCP, and (Linux 6.12) no signal or socket to others.
 
-    Names of files in folders of which only a part may be read remain visible, and every file's metadata.
+    Names of files in folders of which only a part may be read remain visible, and every file's metadata. In a root of
+    our own all of it may be read.
     """
     abi = call("syscall", 444, None, 0, 1)
     every = (1 << (13 + (abi >= 2) + (abi >= 3) + (abi >= 5))) - 1
     attr = struct.pack("3Q", every, 3 if abi >= 4 else 0, 3 if abi >= 6 else 0)
     ruleset = call("syscall", 444, attr, 8 if abi < 4 else 16 if abi < 6 else 24, 0)
-    names, read, write = 0b1000, 0b1100, 0b0110 | (every & 1 << 14)
-    tops, _, packages = readable()
-    rules = [(p, read) for p in _outside(tops, hidden)] + [(p, read) for p in packages]
-    rules += [(p, names) for p in {os.path.dirname(p) for p in [*packages, *hidden]}]
-    rules += [(p, write) for p in ("/dev/null", "/dev/zero")]
-    rules += [(p, read) for p in ("/dev/random", "/dev/urandom")]
+    rules = [("/", _READ)] if own[0] == "/scratch" else _rules()
+    rules += [(p, 0b0110 | (every & 1 << 14)) for p in ("/dev/null", "/dev/zero")]
     rules += [(p, every & ~(1 | 1 << 6 | 1 << 11 | 1 << 13)) for p in own]
     for path, allowed in rules:
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            allowed &= -1 if os.path.isdir(path) else 0b0111 | 1 << 14  # what a file may be allowed
             call("syscall", 445, ruleset, 1, struct.pack("=Qi", allowed, fd), 0)
             os.close(fd)
     call("syscall", 446, ruleset, 0)
     os.close(ruleset)
+
+
+_READ, _NAMES = 0b1100, 0b1000
+
+
+def _rules() -> list[tuple[str, int]]:
+    """What landlock lets a program read where there is no root of its own."""
+    tops, hidden, packages = readable()
+    rules = [(p, _READ if os.path.isdir(p) else 0b0100) for p in [*_outside(tops, hidden), *packages]]
+    rules += [(p, _NAMES) for p in {os.path.dirname(p) for p in [*packages, *hidden]}]
+    return rules + [(p, 0b0100) for p in ("/dev/random", "/dev/urandom")]
 
 
 def _outside(paths: list[str], hidden: list[str]) -> Iterator[str]:
@@ -189,6 +200,13 @@ def _outside(paths: list[str], hidden: list[str]) -> Iterator[str]:
         else:
             below = [os.path.join(path, name) for name in os.listdir(path)]
             yield from _outside([p for p in below if p not in hidden], hidden)
+
+
+@functools.cache
+def _plain() -> bytes:
+    """The part of the filter that allows `_ALLOWED`: test and return for each."""
+    numbers = [row.split()[1 + _ARCHES[platform.machine()][0]] for row in _ALLOWED.replace("\n", " ").split(",")]
+    return b"".join(struct.pack("HBBIHBBI", 0x15, 0, 1, int(n), 6, 0, 0, 0x7FFF0000) for n in numbers if n != "-")
 
 
 def _filter() -> bytes:
@@ -215,10 +233,7 @@ def _filter() -> bytes:
         creates = [] if flags is None else [op(load, 16 + 8 * flags), op(bits, 0x400040, 1, 0), allow]
         return [*creates, op(load, 16 + 8 * mode), op(bits, 0o6000, 0, 1), fail, allow]
 
-    for row in _ALLOWED.replace("\n", " ").split(","):
-        number = row.split()[1 + column]
-        if number != "-":
-            code += [op(equal, int(number), 0, 1), allow]
+    code.append(_plain())
     when(_CLONE, op(load, 16), op(bits, 0x10000, 1, 0), fail, allow)  # CLONE_THREAD
     when(_TGKILL, *one_of(0, os.getpid()))
     when(_PRLIMIT, *one_of(0, 0, os.getpid()))
@@ -306,7 +321,7 @@ def separate(layers: dict[str, str]) -> None:
         call("unshare", flags)
 
 
-def enter(layers: dict[str, str], keep: list[int], scratch: str, seconds: float) -> int:
+def enter(layers: dict[str, str], keep: list[int], scratch: str, seconds: float, packages: bool = True) -> int:
     """Isolates this process, the outermost layer first; of its descriptors `keep` remain.
 
     Returns a descriptor for `waited`, or -1.
@@ -324,7 +339,7 @@ def enter(layers: dict[str, str], keep: list[int], scratch: str, seconds: float)
     rooted = not absent(layers, "files")
     if rooted:
         call("unshare", _NS["files"])
-        _new_root()
+        _new_root(packages)
     else:
         os.chdir(scratch)
     null = os.open("/dev/null", os.O_RDWR)
@@ -349,7 +364,7 @@ def enter(layers: dict[str, str], keep: list[int], scratch: str, seconds: float)
         limit(name, value)
     prctl(PR_NO_NEW_PRIVS, 1)
     if not absent(layers, "landlock"):
-        _landlock(*((["/scratch", "/dev/shm"], []) if rooted else ([scratch], readable()[1])))
+        _landlock(["/scratch", "/dev/shm"] if rooted else [scratch])
     if layers.get("user", "").isdigit():
         os.setgroups([])
         os.setresgid(*[int(layers["user"])] * 3)

@@ -51,6 +51,8 @@ PATIENCE = 10
 """Up to so many times its limit a program may take on a busy machine, if it has waited for a core for the rest."""
 LOADED = ("multiprocessing", "dateutil", "pandas", "rich", "tqdm")
 """What EvalPlus's own process has imported before its guard, under which these can no longer be imported."""
+REQUEST = "d?"
+"""What a caller asks the runner for: seconds in all, whether there is need of packages beside numpy."""
 SETUP = 30.0
 """Longest that the isolation of one program may take [s]."""
 
@@ -69,11 +71,11 @@ def serve(control: socket.socket, without: list[str], scratch: str) -> None:
     told = {name: "own user" if how.isdigit() else how for name, how in layers.items()}
     control.sendall(json.dumps(told).encode() + b"\n")
     while True:
-        request, fds, _, _ = socket.recv_fds(control, 8, 3)
+        request, fds, _, _ = socket.recv_fds(control, 16, 3)
         if not request:  # the caller has ended, perhaps by a kill
             remove(scratch)
             return
-        _run(fds, *struct.unpack("d", request), layers, scratch)
+        _run(fds, *struct.unpack(REQUEST, request), layers, scratch)
 
 
 @functools.cache
@@ -139,7 +141,7 @@ def _try(layers: dict[str, str], scratch: str) -> str:
         send(to, json.dumps(message).encode())
     os.close(to)
     with ours, open(back, "rb") as answered:
-        _run([inp, out, theirs.detach()], 10.0, layers, scratch)
+        _run([inp, out, theirs.detach()], 10.0, True, layers, scratch)
         answers = []
         with contextlib.suppress(EOFError):
             while True:
@@ -153,7 +155,7 @@ def _try(layers: dict[str, str], scratch: str) -> str:
     return "" if answers[1:2] and answers[1][1] == 7 else f"a plain program does not run ({answers or status})"
 
 
-def _run(fds: list[int], seconds: float, layers: dict[str, str], scratch: str) -> None:
+def _run(fds: list[int], seconds: float, packages: bool, layers: dict[str, str], scratch: str) -> None:
     """One program from beginning to end. `fds`: where it reads from, where it writes to, the supervisor's socket."""
     folder = tempfile.mkdtemp(prefix="program-", dir=scratch) if absent(layers, "files") else ""
     if folder and layers.get("user", "").isdigit():
@@ -161,7 +163,7 @@ def _run(fds: list[int], seconds: float, layers: dict[str, str], scratch: str) -
     pid = os.fork()
     if pid == 0:
         try:
-            _supervise(*fds, seconds, layers, folder)
+            _supervise(*fds, seconds, packages, layers, folder)
         finally:
             os._exit(0)
     for fd in fds:
@@ -214,7 +216,9 @@ def remove(folder: str) -> None:
             os.rmdir(here)
 
 
-def _supervise(inp: int, out: int, status_fd: int, seconds: float, layers: dict[str, str], folder: str) -> None:
+def _supervise(
+    inp: int, out: int, status_fd: int, seconds: float, packages: bool, layers: dict[str, str], folder: str
+) -> None:
     """Makes the namespaces, forks the program, kills it in time or at the caller's word, reports how it ended."""
     status = socket.socket(fileno=status_fd)
     report: dict[str, Any] = {"setup": "ok", "exit": None, "late": False, "cpu": 0.0, "memory": 0}
@@ -229,7 +233,7 @@ def _supervise(inp: int, out: int, status_fd: int, seconds: float, layers: dict[
         if child == 0:
             try:
                 try:
-                    clock = enter(layers, [inp, out, say], folder, seconds)
+                    clock = enter(layers, [inp, out, say], folder, seconds, packages)
                 except BaseException as e:
                     os.write(say, f"{e}".encode()[:400] or b"failed")
                     os._exit(1)
