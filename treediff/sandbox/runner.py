@@ -296,6 +296,9 @@ def _program(inp: int, out: int, clock: int) -> None:
         asked = open(inp, "rb")  # noqa: SIM115
         guard, job = evalplus_guard(), loads(receive(asked))
         tempfile.tempdir = os.getcwd()
+        for name in [n for n in sys.modules if n.partition(".")[0] == "treediff"]:
+            del sys.modules[name]
+        sys.modules.update(dict.fromkeys(others()))  # as if they were not installed, though landlock shows their names
         for name in LOADED:
             if name in job["program"]:
                 with contextlib.suppress(Exception):
@@ -304,9 +307,6 @@ def _program(inp: int, out: int, clock: int) -> None:
         for name in ("AS", "DATA", "STACK"):
             limit(name, memory)
         guard.reliability_guard(None)  # which would raise limits, and fail where a hard one is lower
-        for name in [n for n in sys.modules if n.partition(".")[0] == "treediff"]:
-            del sys.modules[name]
-        sys.modules.update(dict.fromkeys(others()))  # as if they were not installed, though landlock shows their names
         scope: dict[str, Any] = {}
         with guard.swallow_io():
             exec(job["program"], scope)

@@ -1,4 +1,4 @@
-"""Values of a program as plain data: JSON out of a process that is not trusted, and values again where they are compared.
+"""Values of a program as plain data: JSON out of a process that is not trusted, and values again where they count.
 
     unpack(json.loads(json.dumps(pack(value)))) == value              # for every plain value
     unpack(pack(object()))                                            # <object>, which equals nothing
