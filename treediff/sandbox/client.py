@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import importlib.util
 import json
 import os
@@ -329,7 +330,7 @@ def _bubblewrap(bwrap: str) -> list[str]:
     tops, hidden, packages = readable()
     [evalplus] = importlib.util.find_spec("evalplus").submodule_search_locations
     own = [f"{PACKAGE}/__init__.py", f"{PACKAGE}/sandbox", f"{evalplus}/eval/utils.py", f"{sys.prefix}/pyvenv.cfg"]
-    own += [sys.executable, os.path.realpath(sys.executable)]
+    own += [sys.executable, os.path.realpath(sys.executable), *glob.glob(f"{sys.base_prefix}/lib/libpython*")]
     for path in [*tops, *hidden, *packages, *filter(os.path.exists, own)]:
         command += ["--tmpfs", path] if path in hidden else ["--ro-bind", path, path]
     return [*command, "--chdir", "/", "--"]
