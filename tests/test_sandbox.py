@@ -60,6 +60,7 @@ def brisk(monkeypatch):
     """Time limits short enough to test them."""
     monkeypatch.setattr(verdicts, "MIN_SECONDS", 0.3)
     monkeypatch.setattr(verdicts, "SLACK", 0.5)
+    monkeypatch.setattr(verdicts, "GRACE", 0.5)
 
 
 def test_a_program_that_must_be_killed_is_a_time_out(full):

@@ -37,7 +37,7 @@ MIN_SECONDS, TIME_FACTOR, MOST_SECONDS = 1.0, 4.0, 60.0
 """EvalPlus's time limits: a test gets max(1 s, 4 x the reference's time), a set of tests at most 60 s."""
 SLACK = 2.0
 """What a program may take in all beyond its limits before it is killed from outside, as in EvalPlus [s]."""
-GRACE = 0.5
+GRACE = 1.0
 """What one test may take beyond its limit by our own clock: EvalPlus's timer, inside, is in the program's hands [s]."""
 GIVE_UP = 10.0
 """Processor time a worker may take to read and compare one answer before it is killed over it [s]."""
@@ -340,8 +340,9 @@ def _serve(
                 return
             for _ in range(2):
                 if worker is None:
-                    worker = _Worker(without)
-                    started.append(worker)
+                    worker = _Worker(without, started)
+                    if stop.is_set():
+                        return
                     done.put((None, worker.layers))
                 result = worker.ask(header, oracle)
                 if result is None and stop.is_set():
@@ -370,7 +371,7 @@ def _serve(
 class _Worker:
     """The caller's end of a process that runs and compares."""
 
-    def __init__(self, without: list[str]) -> None:
+    def __init__(self, without: list[str], started: list[_Worker]) -> None:
         root = str(Path(__file__).resolve().parents[2])
         keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "TMPDIR", "LANG")}
         self.process = subprocess.Popen(
@@ -380,6 +381,7 @@ class _Worker:
             env={**keep, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,
         )
+        started.append(self)
         self.layers = self._within(START, b"")
         if not self.layers or "broken" in self.layers:
             self.close()
