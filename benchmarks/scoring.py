@@ -42,7 +42,7 @@ def theirs(args: argparse.Namespace, data: Path, samples: Path, cache: Path) -> 
 def ours(args: argparse.Namespace, data: Path, samples: Path, out: Path) -> tuple[float, dict]:
     """Seconds of our command, and its (base, plus) passes by task."""
     out.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "treediff.cli", "score", "--benchmark", args.benchmark, "--data", str(data)]
+    command = [sys.executable, "-m", "treediff.cli", "score", "--benchmark", args.benchmark, "--problems", str(data)]
     command += ["--samples", str(samples), "--out", str(out), "--workers", str(args.workers)]
     environment = os.environ | {"TREEDIFF_RUNS": str(out.parent / "runs")}
     began = time.perf_counter()

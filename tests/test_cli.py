@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from treediff import cli
-from treediff.config import SWITCHES
+from treediff.config import SWITCHES, resolve
 from treediff.masking import tiers
 
 
@@ -55,11 +55,16 @@ def test_annotate_knows_a_language_by_suffix_or_switch(tmp_path):
         (("annotate", "{tmp}/notes.txt"), "notes.txt: its suffix is none of .py"),
         (("annotate", "{tmp}/notes.txt", "--language", "cobol"), "language: there is no 'cobol'"),
         (("train", "--preset", "huge"), "preset: there is no 'huge'"),
-        (("train", "--masking", "tree"), "masking: 'tree' is not one of"),
-        (("train", "--maskin", "ast"), "maskin: there is no such switch"),
-        (("train", "--seed"), "seed: no value is given"),
+        (("train", "--masking", "tree"), "masking: 'tree' should be 'none', 'random'"),
+        (("train", "--maskin", "ast"), "maskin: there is no such switch; did you mean masking"),
+        (("train", "--seed"), "train: argument --seed: expected one argument"),
+        (("train", "--pretrain.max_steps"), "pretrain.max_steps: no value is given"),
+        (("train", "--pretrain", "{{}}", "--pretrain.max_steps", "3"), "pretrain: give it whole or by its entries"),
+        (("trian",), "trian: argument COMMAND: invalid choice"),
+        ((), "treediff: the following arguments are required: COMMAND"),
         (("train", "seed"), "seed: not understood"),
         (("score", "--benchmark", "mbpp"), "--samples: needed together"),
+        (("score", "--problems", "a.jsonl"), "--benchmark: needed together"),
         (("prepare", "--data", "{tmp}/none.jsonl", "--tokenizer", "train"), "none.jsonl: cannot be read"),
         (("train", "--preset", "paper", "--tokenizer", "{tmp}"), "neither a tokenizer folder"),
     ],
@@ -101,11 +106,54 @@ def test_prepare_reports_what_it_dropped(shared, tmp_path):
 def test_switches_lists_every_switch():
 
     done = run("switches", "--preset", "paper")
-    assert all(f"--{name} " in done.stdout for name in SWITCHES)
+    assert all(f"--{name} " in done.stdout for name in SWITCHES if name != "preset")  # which every command has
 
 
-def test_entries_of_a_mapping_are_set_by_dots():
-    args, extra = cli.parser().parse_known_args(["train", "--pretrain.max_steps", "5", "--tier-weights.data=0.1"])
-    cfg = cli.switches(args, extra)
-    assert cfg.pretrain["max_steps"] == 5
-    assert cfg.tier_weights["data"] == 0.1
+def settings(monkeypatch, *argv):
+    """The switches that `treediff train` would run with."""
+    taken = []
+    monkeypatch.setitem(cli.COMMANDS, "train", lambda args, cfg: taken.append(cfg))
+    cli.main(["train", *argv])
+    return taken[0]
+
+
+def test_switches_are_given_in_any_of_their_forms(monkeypatch):
+    given = [
+        "--pretrain.max-steps",
+        "5",
+        "--tier-weights.data=0.1",
+        "--max-steps",
+        "7",
+        "--lora_rank=3",
+        "--data=a-b=c",
+    ]
+    cfg = settings(monkeypatch, *given)
+    assert (cfg.pretrain["max_steps"], cfg.pretrain["optimiser"]) == (5, "muon")
+    assert (cfg.tier_weights["data"], cfg.max_steps, cfg.lora_rank, cfg.data) == (0.1, 7, 3, "a-b=c")
+    assert settings(monkeypatch, "--preset", "paper", "--seed", "4") == resolve("paper", seed=4)
+
+
+@pytest.mark.parametrize("command", [c for c in cli.COMMANDS if c != "switches"])
+def test_help_lists_what_switches_lists_of_a_command_s_stages(command, capsys):
+    cli.main(["switches", "--preset", "paper"])
+    listed = capsys.readouterr().out
+    told = told_by_help(capsys, command, "--preset", "paper")
+    for stage in cli.LISTED.get(command, cli.STAGES):
+        title = f"switches: {cli.STAGES[stage]}:"
+        section = listed[listed.index(title) :].partition("\n\n")[0].strip()
+        assert section in told
+    assert ("--lora_rank" in told) == ("train" in cli.LISTED.get(command, cli.STAGES))
+
+
+def told_by_help(capsys, *argv):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main([*argv, "--help"])
+    return capsys.readouterr().out
+
+
+def test_the_help_tells_default_choices_and_the_paper_s_section(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "300")
+    told = told_by_help(capsys, "train")
+    assert "--optimiser adamw|muon\n" in told
+    assert "[tiny: 0.005; paper: 4.1]" in told
+    assert "[paper: 5e-05; paper: 4.1]" in told_by_help(capsys, "train", "--preset=paper")

@@ -57,7 +57,7 @@ def test_named_switches_and_values_exist(name):
 
 def test_the_masking_rule_of_the_docs_works_as_it_stands(tmp_path):
     """The two blocks of docs/rules.md, put where it says, make a rule that corrupts by its name."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/rules.md").read_text(), re.S)
+    blocks = re.findall(r"```(?:python)?\n(.*?)```", (ROOT / "docs/rules.md").read_text(), re.S)
     function, record = (textwrap.dedent(b) for b in blocks)
     shutil.copytree(ROOT / "treediff", tmp_path / "treediff", ignore=shutil.ignore_patterns("__pycache__"))
     rules, strategies = tmp_path / "treediff/masking/rules.py", tmp_path / "treediff/strategies.py"

@@ -13,8 +13,8 @@ from treediff.training import heartbeat
 RANK = """
 import sys, time
 from pathlib import Path
-from treediff import watch
-watch.begin(Path(sys.argv[1]), 3)
+from treediff.training import heartbeat
+heartbeat.begin(Path(sys.argv[1]), 3)
 def somewhere(): time.sleep(60)
 print("begun", flush=True)
 somewhere()
@@ -56,8 +56,8 @@ def test_the_lock_is_waited_for_but_not_for_ever(tmp_path):
     with pytest.raises(UserError, match="another process is training this run"):
         heartbeat.alone(tmp_path, wait=0.5)
     assert time.monotonic() - began >= 0.5
-    held.close()
-    heartbeat.alone(tmp_path, wait=0).close()
+    held.release()
+    heartbeat.alone(tmp_path, wait=0).release()
 
 
 def test_a_process_has_a_state():

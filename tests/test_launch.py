@@ -29,6 +29,8 @@ SHORT: dict = {
     "rows": 40,
     "max_steps": 60,
     "micro_batch": 2,
+    "accumulation": 1,
+    "processes": 2,
     "checkpoint_every": 12,
     "d_model": 32,
     "n_layers": 2,

@@ -281,3 +281,10 @@ def test_a_new_backbone_is_a_function_of_the_seed(tmp_path):
     ids = torch.arange(30)[None]
     with torch.no_grad():
         assert torch.equal(one.lm_head(forward.hidden_states(one, ids)), back.lm_head(forward.hidden_states(back, ids)))
+
+
+def test_a_new_backbones_head_names_the_token_it_is_shown():
+    net = llada.new_backbone(resolve("tiny"), 640, 1, 2)
+    shown = net.model.embed_tokens.weight
+    assert torch.equal(net.lm_head(shown).argmax(-1), torch.arange(640))
+    assert net.lm_head.weight.data_ptr() != shown.data_ptr()

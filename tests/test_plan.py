@@ -86,9 +86,9 @@ def test_a_folder_s_shape_is_read_and_an_unknown_one_is_not_guessed(tmp_path):
 
 def test_tiny_has_a_plan_too():
     p = plan.plan(resolve("tiny"))
-    assert p["steps"] == 300
-    assert "300 optimiser steps of 32 rows" in plan.text(p)
-    assert "first the backbone, made on the spot: 1,500" in plan.text(p)
+    assert p["steps"] == 150
+    assert "150 optimiser steps of 32 rows" in plan.text(p)
+    assert "first the backbone, made on the spot: 650" in plan.text(p)
 
 
 def test_a_plan_that_cannot_be_is_shown_and_refused(runs, capsys):

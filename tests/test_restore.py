@@ -166,5 +166,5 @@ def test_bad_input_is_named(runs):
     with pytest.raises(UserError, match="data: nodes are restored on the held-out part of stdlib"):
         restore.held_out(resolve("tiny"))
     with pytest.raises(UserError, match="not trained yet"):
-        restore._weights(resolve("stdlib", masking="ast"))
+        restore.weights(resolve("stdlib", masking="ast"))
     assert json.dumps(restore.shares({"tasks": {}})) == "{}"

@@ -477,7 +477,7 @@ def test_no_network(monkeypatch):
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(humaneval, "_ready_human_eval_plus_path", fail)
-    with pytest.raises(UserError, match=r"could not download humaneval .*give its .jsonl.gz file with --data"):
+    with pytest.raises(UserError, match=r"humaneval: EvalPlus could not download it .*give its file with --problems"):
         benchmarks.load_benchmark("humaneval")
 
 

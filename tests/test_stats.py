@@ -191,87 +191,125 @@ def test_holm_is_the_closure_of_bonferroni(p):
         assert adjusted == pytest.approx(expected, abs=1e-12)
 
 
-# --- several seeds --------------------------------------------------------------------------------------------------
-
-
-def test_pooled_with_one_run_each_is_mcnemar():
-    a, b = vector("11001100001111010"), vector("10100001110101111")
-    one = stats.compare(a, b)
-    both = stats.pooled([a], [b])
-    assert both["p"] == pytest.approx(one["p"])
-    assert both["difference"] == pytest.approx(one["difference"])
-    assert (both["low"], both["high"]) == pytest.approx((one["low"], one["high"]), abs=0.06)
+# --- several runs ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("runs", [(2, 2), (3, 2), (1, 3)])
 def test_sign_flips_against_all_signs(runs):
     rng = np.random.default_rng(sum(runs))
     a, b = ([vector("".join(map(str, rng.integers(0, 2, 9)))) for _ in range(n)] for n in runs)
-    d = [Fraction(sum(r[t] for r in b), len(b)) - Fraction(sum(r[t] for r in a), len(a)) for t in a[0]]
+    pairs = [tuple(Fraction(sum(r[t] for r in side), len(side)) for side in (a, b)) for t in a[0]]
+    d = [y - x for x, y in pairs]
     sums = [abs(sum(s * v for s, v in zip(signs, d, strict=True))) for signs in itertools.product((1, -1), repeat=9)]
     expected = sum(s >= abs(sum(d)) for s in sums) / len(sums)
+    assert stats.sign_flip(pairs) == pytest.approx(expected, abs=1e-12)
+    assert stats.pooled(a, b)["difference"] == pytest.approx(float(sum(d)) / 9)
+
+
+def test_pooled_is_welch_where_tasks_are_alike():
+    """Runs that shift every task by the same amount: all chance is between runs, and p is that of Welch's t-test."""
+    from scipy.stats import ttest_ind
+
+    rng = np.random.default_rng(2)
+    difficulty, x, y = rng.normal(0, 1, 30), rng.normal(0, 0.1, 4), rng.normal(0.1, 0.2, 6)
+    a, b = ([dict(enumerate(difficulty + shift)) for shift in shifts] for shifts in (x, y))
     found = stats.pooled(a, b)
-    assert found["p"] == pytest.approx(expected, abs=1e-12)
-    assert found["difference"] == pytest.approx(float(sum(d)) / 9)
+    assert found["p"] == pytest.approx(ttest_ind(x, y, equal_var=False).pvalue, rel=1e-6)
+    assert found["difference"] == pytest.approx(y.mean() - x.mean())
+    paired = stats.pooled(a, b[:4], paired_runs=True)
+    d = y[:4] - x
+    assert paired["p"] == pytest.approx(ttest_ind(d, np.zeros(4), equal_var=False).pvalue, rel=1e-6)
+    with pytest.raises(UserError, match="4 and 6 runs cannot be compared in pairs"):
+        stats.pooled(a, b, paired_runs=True)
 
 
-def test_p_over_seeds_is_welch():
-    """Against the formula: t and Satterthwaite's degrees of freedom, the tail by numerical integration."""
-    a, b = ([vector(f"{bits:012b}") for bits in runs] for runs in ((0xF0F, 0x70F, 0x307), (0xFFF, 0xF7F)))
-    x, y = ([sum(r.values()) / 12 for r in runs] for runs in (a, b))
-    var = [sum((v - sum(s) / len(s)) ** 2 for v in s) / (len(s) - 1) / len(s) for s in (x, y)]
-    t = (sum(y) / 2 - sum(x) / 3) / math.sqrt(sum(var))
-    df = sum(var) ** 2 / (var[0] ** 2 / 2 + var[1] ** 2 / 1)
-    grid = np.linspace(0, abs(t), 200_001)
-    scale = math.gamma((df + 1) / 2) / math.gamma(df / 2) / math.sqrt(df * math.pi)
-    expected = 1 - 2 * np.trapezoid(scale * (1 + grid**2 / df) ** (-(df + 1) / 2), grid)
-    assert stats.pooled(a, b)["p_seeds"] == pytest.approx(expected, abs=1e-6)
-    assert stats.pooled(a[:1], b)["p_seeds"] is None
-    assert stats.pooled(a[:1] * 2, b[:1] * 2)["p_seeds"] is None
+def test_pooled_is_the_paired_t_test_where_runs_are_alike():
+    """Runs of no deviation and hardly any chance: what is left is the strategies' difference from task to task."""
+    from scipy.stats import ttest_rel
+
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(0, 1, 40), rng.normal(0.3, 1, 40)
+    a, b = ([dict(enumerate(v + rng.normal(0, 1e-6, 40))) for _ in range(5)] for v in (x, y))
+    assert stats.pooled(a, b)["p"] == pytest.approx(ttest_rel(x, y).pvalue, rel=1e-3)
+
+
+def test_pooled_says_nothing_where_chance_is_unknown():
+    a, b = [vector("110010"), vector("110100")], [vector("010111"), vector("110111")]
+    assert stats.pooled(a, b)["p"] is not None
+    for one, two in ((a[:1], b), (a, b[:1]), (a[:1] * 3, b[:1] * 3), ([vector("1")] * 2, [vector("0")] * 2)):
+        found = stats.pooled(one, two)
+        assert (found["p"], found["low"], found["high"], found["se"]) == (None,) * 4
+    with pytest.raises(UserError, match="only one of the two ledgers has this task"):
+        stats.pooled(a, [vector("01011"), *b[1:]])
+
+
+@given(st.integers(2, 4), st.integers(2, 4), st.integers(5, 20), st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_pooled_is_no_surer_than_runs_or_tasks_alone(runs_a, runs_b, tasks, seed):
+    """Chance of either kind only adds; the ends agree with p; the sides may be exchanged."""
+    rng = np.random.default_rng(seed)
+    a, b = ([dict(enumerate(rng.integers(0, 2, tasks).tolist())) for _ in range(n)] for n in (runs_a, runs_b))
+    x, y = (np.array([list(r.values()) for r in runs]) for runs in (a, b))
+    found, back = stats.pooled(a, b), stats.pooled(b, a)
+    if found["se"] is None:
+        return
+    assert found["se"] ** 2 >= x.mean(1).var(ddof=1) / runs_a + y.mean(1).var(ddof=1) / runs_b - 1e-12
+    assert found["se"] ** 2 >= (y.mean(0) - x.mean(0)).var(ddof=1) / tasks - 1e-12
+    assert (found["p"] < 0.05) == (not found["low"] <= 0 <= found["high"])
+    assert (back["difference"], back["p"]) == pytest.approx((-found["difference"], found["p"]))
+
+
+def simulated(rng, tasks, sd, gap=0.0, own=0.0, backbone=0.0, runs=5):
+    """Two strategies' runs: tasks of all difficulties, a run's rate off by `sd`, `gap` between the strategies.
+
+    `own`: what a strategy does to single tasks [logit]; `backbone`: deviation that run i of both share.
+    """
+    wide, shared, sides = rng.normal(0.5, 1.5, tasks), rng.normal(0, backbone, (runs, 1)), []
+    for shift in (0.0, gap):
+        chance = 1 / (1 + np.exp(-wide - rng.normal(0, own, tasks)))
+        chance = np.clip(chance + shift + shared + rng.normal(0, sd, (runs, 1)), 0, 1)
+        sides.append([dict(enumerate(row)) for row in (rng.random((runs, tasks)) < chance).astype(int).tolist()])
+    return sides
+
+
+@pytest.mark.parametrize(
+    ("sd", "own", "backbone", "runs"), [(0.04, 0, 0, 5), (0.04, 1, 0, 5), (0.0, 1, 0, 10), (0.02, 1, 0.06, 5)]
+)
+def test_equal_strategies_are_seldom_told_apart(sd, own, backbone, runs):
+    """1,000 studies of two strategies of equal mean whose runs deviate: at most 6 % claim a difference."""
+    rng = np.random.default_rng(0)
+    studies = (simulated(rng, 120, sd, 0, own, backbone, runs) for _ in range(1000))
+    assert sum(stats.pooled(*sides, paired_runs=backbone > 0)["p"] < 0.05 for sides in studies) <= 60
+
+
+def test_a_great_difference_is_found_and_its_interval_covers():
+    rng, found = np.random.default_rng(1), []
+    for _ in range(300):
+        found.append(stats.pooled(*simulated(rng, 300, 0.02, 0.06)))
+    assert sum(f["p"] < 0.05 for f in found) > 200
+    # Clipped chances make the true gap a little smaller; the interval must hold what a long series finds.
+    truth = np.mean([f["difference"] for f in found])
+    assert np.mean([f["low"] <= truth <= f["high"] for f in found]) >= 0.94
 
 
 def test_pooled_rate():
     runs = [vector("1100"), vector("1110"), vector("1000")]
-    found = stats.pooled_rate(runs, resamples=2000)
+    found = stats.pooled_rate(runs)
     assert found["rates"] == [0.5, 0.75, 0.25]
     assert (found["mean"], found["sd"]) == (0.5, 0.25)
     assert found["low"] < 0.5 < found["high"]
-    assert stats.pooled_rate(runs[:1])["sd"] is None
+    one = stats.pooled_rate(runs[:1])
+    assert one["sd"] is None
+    assert (one["low"], one["high"]) == pytest.approx(stats.wilson(2, 4))
 
 
-def test_pooled_interval_against_all_resamples():
-    """Every way to draw three tasks of three, two runs of two for the one strategy and two of two for the other."""
-    a, b = [vector("100"), vector("110")], [vector("111"), vector("011")]
-    every = []
-    for tasks in itertools.product("012", repeat=3):
-        for i, j in itertools.product(itertools.product((0, 1), repeat=2), repeat=2):
-            means = [
-                sum(r[f"t{t}"] for r in runs for t in tasks) / 6 for runs in ([a[k] for k in i], [b[k] for k in j])
-            ]
-            every.append(means[1] - means[0])
-    every.sort()
-    found = stats.pooled(a, b, level=0.8, resamples=40_000)
-    for end, q in ((found["low"], 0.1), (found["high"], 0.9)):
-        near = {every[math.floor((q + off) * (len(every) - 1))] for off in (-0.01, 0, 0.01)}
-        assert min(abs(end - v) for v in near) < 1e-9
-
-
-def test_pooled_interval_covers_the_truth():
-    """Runs crossed with tasks, simulated: the 95 % interval holds the true difference at least as often as it says."""
-    rng, held, trials = np.random.default_rng(1), 0, 120
-    for _ in range(trials):
-        difficulty = rng.normal(0, 1.5, 60)
-        runs = []
-        for shift in (0.0, 0.5):
-            chance = 1 / (1 + np.exp(-(difficulty + shift + rng.normal(0, 0.2, (3, 1)))))
-            runs.append([dict(enumerate(row)) for row in (rng.random((3, 60)) < chance).astype(int).tolist()])
-        wide = rng.normal(0, 1.5, 4000)
-        truth = np.mean(
-            [np.diff([np.mean(1 / (1 + np.exp(-(wide + s + e)))) for s in (0.0, 0.5)]) for e in (-0.2, 0, 0.2)]
-        )
-        found = stats.pooled(*runs, resamples=600)
-        held += found["low"] <= truth <= found["high"]
-    assert held >= 0.93 * trials
+def test_pooled_rate_covers_the_truth():
+    rng, held = np.random.default_rng(4), 0
+    wide = 1 / (1 + np.exp(-rng.normal(0.5, 1.5, 200_000)))
+    for _ in range(300):
+        found = stats.pooled_rate(simulated(rng, 120, 0.04)[0])
+        held += found["low"] <= wide.mean() <= found["high"]
+    assert held >= 0.93 * 300
 
 
 # --- printed percentages --------------------------------------------------------------------------------------------

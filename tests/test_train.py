@@ -127,8 +127,8 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
     lock = heartbeat.alone(tmp_path)
     with pytest.raises(UserError, match="another process is training this run"):
         heartbeat.alone(tmp_path, wait=0.3)
-    lock.close()
-    heartbeat.alone(tmp_path).close()
+    lock.release()
+    heartbeat.alone(tmp_path).release()
 
 
 def test_strategies_see_the_same_rows_and_noise():

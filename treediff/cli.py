@@ -1,30 +1,48 @@
-"""The stages as commands: treediff annotate | prepare | train | export | sample | score | report | reproduce.
+"""The stages as commands: treediff annotate | prepare | train | export | sample | score | study | report ...
 
-Every command takes `--preset`, `--masking`, `--seed` and any switch by name (`treediff switches` lists them); the
-entries of a mapping are set as `--pretrain.max_steps 500`. Exit codes: 0 done, 2 a bad input, switch or file (one
-sentence on stderr), 1 anything else.
+Every command takes `--preset`, `--masking`, `--seed` and any switch by name (`treediff COMMAND --help` lists those that
+matter to it, `treediff switches` all); the entries of a mapping are set as `--pretrain.max_steps 500`. Exit codes:
+0 done, 2 a bad input, switch or file (one sentence on stderr), 1 anything else.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-from treediff.config import PRESETS, SWITCHES, Config, resolve, runs_root
+from treediff.config import PRESETS, SWITCHES, Config, known, resolve, runs_root
 from treediff.errors import UserError
 
+STAGES = {"run": "the run", "data": "data", "train": "training", "sample": "sampling"}
+"""The groups of switches, by what depends on them."""
+LISTED = {
+    "annotate": ["data"],
+    "prepare": ["run", "data"],
+    "train": ["run", "data", "train"],
+    "score": ["run", "sample"],
+}
+"""Those that a command's help lists, where it is not all of them; every command takes every switch."""
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="treediff", description=__doc__.split("\n\n")[0], allow_abbrev=False)
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaint is a sentence like every other bad input's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def parser(chosen: str | None = None, preset: str | None = None) -> Parser:
+    """All commands; the `chosen` one with the switches as options, listed with their values in the `preset`."""
+    top = Parser(prog="treediff", description=__doc__.split("\n\n")[0], allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str, preset: str = "tiny") -> argparse.ArgumentParser:
+    def command(name: str, text: str, usual: str = "tiny") -> Parser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.add_argument("--preset", default=preset, help=f"{', '.join(PRESETS)}; by default {preset}")
-        sub.epilog = "Any switch of `treediff switches` may be given as --name value."
+        sub.add_argument("--preset", default=usual, help=f"{', '.join(PRESETS)}; by default {usual}")
         return sub
 
     sub = command("annotate", "print a source file coloured by tier; its suffix, or --language, says in which language")
@@ -38,63 +56,103 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("out", type=Path, help="folder to make: model*.safetensors, config.json, tokenizer")
     sub = command("sample", "sample the benchmarks from one run, training it first if need be")
     sub.add_argument("--prompt", help="answer this one prompt in the terminal instead, denoising it before your eyes")
+    sub.add_argument("--local_rank", help=argparse.SUPPRESS)  # deepspeed's launcher adds it
     sub = command("score", "score one run's samples, or any file of samples, in a sandbox")
     sub.add_argument("--benchmark", help="humaneval, mbpp or tinycode, with --samples and --out")
-    sub.add_argument("--data", type=Path, help="the benchmark's problems, as EvalPlus packs them (without: downloaded)")
+    sub.add_argument("--problems", type=Path, help="its problems, as EvalPlus packs them (without: downloaded)")
     sub.add_argument("--samples", type=Path, help="JSONL of task_id and completion or solution")
     sub.add_argument("--out", type=Path, help="the ledger to write")
+    sub = command("study", "train, sample and score many runs of each strategy, and say what they show together")
+    sub.add_argument("--seeds", type=int, default=2, metavar="N", help="runs of each strategy; by default 2")
+    sub.add_argument("--backbones", type=int, default=1, metavar="N", help="backbones that they share; by default 1")
+    sub.add_argument("--strategies", help="maskings to compare; by default random,ast_span,ast")
+    sub.add_argument("--arm", action="append", default=[], help="one more: 'MASKING/NAME: switch=value; switch=value'")
+    sub.add_argument("--cross", action="append", default=[], help="'switch=value,value': each strategy with each value")
+    sub.add_argument(
+        "--at_once", type=int, default=0, metavar="N", help="runs at a time; 0: as many as there is room for"
+    )
+    sub.add_argument("--plan", action="store_true", help="only say what it would take, and what it could resolve")
+    sub.add_argument("--deviation", type=float, default=0.0, help="for the plan: a pilot's between runs [points]")
+    sub.add_argument("--collect", action="store_true", help="run nothing: write the results of the runs that are there")
+    sub.add_argument("--publish", type=Path, metavar="DIR", help="write the finished study's results to this folder")
     command("report", "tables and figures of all runs of a preset")
     command("reproduce", "execute the notebooks 01 to 06 and name the report")
-    command("switches", "list every switch with its meaning and its value in the preset")
+    command("switches", "list every switch with its meaning, what it takes and its value in the preset")
+    if listed := commands.choices.get(chosen):
+        add_switches(listed, resolve(preset or listed.get_default("preset")), *LISTED.get(chosen, STAGES))
     return top
+
+
+def add_switches(to: Parser, cfg: Config, *stages: str) -> None:
+    """Every switch as an option of `to`; its help lists those of `stages`, with what they take and their values."""
+    to.usage = f"{' '.join(to.format_usage().split()[1:])} [--SWITCH VALUE ...]"
+    for stage, title in STAGES.items():
+        group = to.add_argument_group(f"switches: {title}")
+        for switch in (s for s in SWITCHES.values() if s.stage == stage and s.name != "preset"):
+            value = getattr(cfg, switch.name)
+            value = value if isinstance(value, str) and value else json.dumps(value)
+            paper = f"; paper: {switch.paper}" if switch.paper else ""
+            text = f"{switch.help} [{cfg.preset}: {value}{paper}]".replace("%", "%%")
+            text = text if stage in stages else argparse.SUPPRESS
+            group.add_argument(f"--{switch.name}", metavar=switch.takes, default=argparse.SUPPRESS, help=text)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `treediff` command."""
-    args, extra = parser().parse_known_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "datasets", "papermill", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    first = Parser(add_help=False, allow_abbrev=False)  # which switches to list, with which preset's values
+    first.add_argument("command", nargs="?")
+    first.add_argument("--preset", nargs="?")
+    argv = underscored(sys.argv[1:] if argv is None else argv)
+    name, preset = vars(first.parse_known_args(argv)[0]).values()
+    told = f"treediff {name}:" if name else "treediff:"
     try:
-        COMMANDS[args.command](args, extra)
+        args, extra = parser(name, preset).parse_known_args(argv)
+        COMMANDS[args.command](args, switches(args, extra))
     except UserError as e:
-        print(f"treediff {args.command}: {e}", file=sys.stderr)
+        print(told, e, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"treediff {args.command}: stopped; the same command goes on from here.", file=sys.stderr)
+        print(told, "stopped; the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
     except OSError as e:
-        print(f"treediff {args.command}: {e.filename or 'system'}: {e.strerror or e}.", file=sys.stderr)
+        print(told, f"{e.filename or 'system'}: {e.strerror or e}.", file=sys.stderr)
         sys.exit(1)
 
 
-def switches(args: argparse.Namespace, extra: list[str], **given: Any) -> Config:
-    """The switches of a command line: its preset and every `--name value` or `--name.key value`."""
-    found: dict[str, Any] = {k: str(v) for k, v in given.items() if v is not None}
+def underscored(argv: list[str]) -> list[str]:
+    """The arguments with dashes in the names of options as underscores."""
+    split = [x.partition("=") for x in argv]
+    return ["--" + x[0][2:].replace("-", "_") + x[1] + x[2] if x[0].startswith("--") else "".join(x) for x in split]
+
+
+def switches(args: argparse.Namespace, extra: list[str]) -> Config:
+    """The switches of a command line: those that argparse knows, and every `--name.key value`."""
+    found = {name: value for name, value in vars(args).items() if name in SWITCHES}
     while extra:
-        name, *extra = extra
-        if not name.startswith("--"):
-            raise UserError(f"{name}: not understood; switches are given as --name value.")
-        name, equals, value = name[2:].partition("=")
+        option, *extra = extra
+        if not option.startswith("--"):
+            raise UserError(f"{option}: not understood; switches are given as --name value.")
+        option, equals, value = option[2:].partition("=")
+        name, _, key = option.partition(".")
+        known(name, SWITCHES)
         if not equals:
             if not extra:
-                raise UserError(f"{name}: no value is given.")
+                raise UserError(f"{option}: no value is given.")
             value, *extra = extra
-        name, _, key = name.replace("-", "_").partition(".")
-        if key:
-            found.setdefault(name, {})[key] = value
-        else:
-            found[name] = value
-    return resolve(args.preset, **found)
+        if not isinstance(found.setdefault(name, {}), dict):
+            raise UserError(f"{name}: give it whole or by its entries, not both.")
+        found[name][key] = value
+    return resolve(**found)
 
 
-def annotate(args: argparse.Namespace, extra: list[str]) -> None:
+def annotate(args: argparse.Namespace, cfg: Config) -> None:
     from treediff.figures import plots
     from treediff.masking import tiers
 
-    cfg = switches(args, extra)
-    named = any(x.partition("=")[0] == "--language" for x in extra)
-    language = cfg.language if named else tiers.language_of(args.file)
+    language = cfg.language if "language" in args else tiers.language_of(args.file)
     parsed = tiers.parse(tiers.read_source(args.file), language)
     print(plots.ansi(parsed.source, tiers.byte_tiers(parsed, cfg.tier_owner)), end="")
     if parsed.source:
@@ -109,24 +167,20 @@ def annotate(args: argparse.Namespace, extra: list[str]) -> None:
         )
 
 
-def prepare(args: argparse.Namespace, extra: list[str]) -> None:
-    import json
-
+def prepare(args: argparse.Namespace, cfg: Config) -> None:
     from treediff import pipeline
     from treediff.data import prepare
 
-    cfg = switches(args, extra)
     print(json.dumps(pipeline.statistics(cfg, args.out), indent=1))
     folder = args.out or prepare.data_folder(cfg)
     print(f"{folder}: open it with datasets.load_from_disk.", file=sys.stderr)
 
 
-def train(args: argparse.Namespace, extra: list[str]) -> None:
+def train(args: argparse.Namespace, cfg: Config) -> None:
     from treediff import pipeline
     from treediff.data import reach
     from treediff.training import plan
 
-    cfg = switches(args, extra)
     if args.plan:
         found = pipeline.reach_of(cfg)
         print(plan.text(plan.plan(cfg)), "", sep="\n")
@@ -136,14 +190,13 @@ def train(args: argparse.Namespace, extra: list[str]) -> None:
         print(pipeline.trained(cfg))
 
 
-def export(args: argparse.Namespace, extra: list[str]) -> None:
+def export(args: argparse.Namespace, cfg: Config) -> None:
     from treediff.data import sources
     from treediff.masking import tokens
     from treediff.model import checkpoint
     from treediff.sampling import diffusion
     from treediff.training import launch
 
-    cfg = switches(args, extra)
     if not launch.is_trained(cfg):
         raise UserError(f"{cfg.run_dir}: not trained yet; run `treediff train` with the same switches first.")
     if args.out.exists():
@@ -153,11 +206,10 @@ def export(args: argparse.Namespace, extra: list[str]) -> None:
     print(args.out)
 
 
-def sample(args: argparse.Namespace, extra: list[str]) -> None:
+def sample(args: argparse.Namespace, cfg: Config) -> None:
     from treediff import pipeline
     from treediff.sampling import terminal
 
-    cfg = switches(args, [x for x in extra if not x.startswith("--local_rank=")])  # deepspeed's launcher adds it
     if args.prompt is not None:
         if not cfg.model:
             pipeline.trained(cfg)
@@ -168,24 +220,22 @@ def sample(args: argparse.Namespace, extra: list[str]) -> None:
             print(pipeline.sampled(cfg, benchmark, length))
 
 
-def score(args: argparse.Namespace, extra: list[str]) -> None:
+def score(args: argparse.Namespace, cfg: Config) -> None:
     from treediff import pipeline
     from treediff.files import read_json
     from treediff.scoring import restore
     from treediff.scoring import score as scoring
 
-    if args.benchmark or args.samples or args.out:
+    if args.benchmark or args.problems or args.samples or args.out:
         for name in ("benchmark", "samples", "out"):
             if getattr(args, name) is None:
                 raise UserError(f"--{name}: needed together with --benchmark, --samples and --out.")
-        cfg = switches(args, extra)
-        ledger = scoring.score(args.benchmark, args.data, args.samples, args.out, workers=cfg.workers)
+        ledger = scoring.score(args.benchmark, args.problems, args.samples, args.out, workers=cfg.workers)
         counts = scoring.passes(ledger)
         print(f"{args.benchmark}: base {counts['base']}/{counts['n']}, plus {counts['plus']}/{counts['n']}")
         for line in scoring.passes_at(ledger):
             print(line)
         return
-    cfg = switches(args, extra, data=args.data)
     for benchmark in cfg.benchmarks:
         for length in cfg.lengths:
             print(pipeline.scored(cfg, benchmark, length))
@@ -196,22 +246,43 @@ def score(args: argparse.Namespace, extra: list[str]) -> None:
         print(path)
 
 
-def report(args: argparse.Namespace, extra: list[str]) -> None:
+def study(args: argparse.Namespace, cfg: Config) -> None:
+    from treediff import jobs
+    from treediff.report import study as results
+    from treediff.strategies import MASKINGS
+
+    if args.publish:
+        print(results.publish(cfg, args.publish))
+        return
+    strategies = args.strategies.split(",") if args.strategies else MASKINGS
+    chosen = results.Study(cfg, results.arms(cfg, strategies, args.arm, args.cross), args.seeds, args.backbones)
+    if args.plan:
+        print(jobs.text(jobs.plan(chosen, args.at_once, args.deviation)))
+        return
+    facts = jobs.collect(chosen) if args.collect else jobs.run(chosen, args.at_once)
+    print(facts["answer"])
+    print(cfg.preset_dir / "study" / "study.md", file=sys.stderr)
+    for missing in facts["missing"]:
+        logging.warning("missing: %s: %s", missing["run"], missing["why"])
+    if facts["missing"] and not args.collect:
+        sys.exit(1)
+
+
+def report(args: argparse.Namespace, cfg: Config) -> None:
     from treediff import pipeline
 
-    print(pipeline.reported(switches(args, extra)))
+    print(pipeline.reported(cfg))
 
 
-def reproduce(args: argparse.Namespace, extra: list[str]) -> None:
+def reproduce(args: argparse.Namespace, cfg: Config) -> None:
     import papermill
 
     from treediff.strategies import MASKINGS
 
-    cfg = switches(args, extra)
     folder = notebooks()
     stages = [("01_ast", None), ("02_masking", None), *(("03_train", m) for m in MASKINGS)]
     stages += [("04_sample", None), ("05_score", None), ("06_report", None)]
-    parameters = {k: v for k, v in cfg.as_dict().items() if v != getattr(resolve(args.preset), k)}
+    parameters = {k: v for k, v in cfg.as_dict().items() if v != getattr(resolve(cfg.preset), k)}
     out = (runs_root() / cfg.preset / "notebooks").resolve()
     out.mkdir(parents=True, exist_ok=True)
     for number, (name, masking) in enumerate(stages, start=1):
@@ -256,11 +327,10 @@ def _kernel() -> str:
     return "python3"
 
 
-def list_switches(args: argparse.Namespace, extra: list[str]) -> None:
-    cfg = switches(args, extra)
-    for name, f in SWITCHES.items():
-        paper = f" [paper: {f.metadata['paper']}]" if f.metadata["paper"] else ""
-        print(f"--{name} {getattr(cfg, name)!r}\n    {f.metadata['help']}{paper}")
+def list_switches(args: argparse.Namespace, cfg: Config) -> None:
+    table = Parser(prog="treediff COMMAND", add_help=False)
+    add_switches(table, cfg, *STAGES)
+    table.print_help()
 
 
 COMMANDS = {
@@ -270,6 +340,7 @@ COMMANDS = {
     "export": export,
     "sample": sample,
     "score": score,
+    "study": study,
     "report": report,
     "reproduce": reproduce,
     "switches": list_switches,

@@ -9,6 +9,7 @@ Later calls with other switches are refused, with the switch named.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -24,19 +25,25 @@ from treediff.config import SWITCHES, Config
 from treediff.errors import UserError
 from treediff.files import read_json, write_json
 
+SHARED_OUT = ("micro_batch", "accumulation", "processes")
+"""Switches whose product is the rows of an update. How a run shares them out changes its rounding, not its meaning."""
+
 
 def open_run(cfg: Config, *stages: str) -> Path:
     """The run directory, made for these switches, or refused if it was made for others.
 
-    Raises UserError naming the first switch that differs among those the `stages` depend on.
+    A trained run may have shared out the rows of its updates over other processes: it is what it is. Raises UserError
+    naming the first switch that differs among those the `stages` depend on.
     """
     path = cfg.run_dir / "config.json"
     if path.exists():
         found, wanted = read_json(path), json.loads(json.dumps(cfg.as_dict(*stages)))
         for made in (found, wanted):
             made["pretrain"] = of_stages(made.get("pretrain", {}), *stages)
+        done = (cfg.run_dir / "adapter").is_dir() or (cfg.run_dir / "model").is_dir()
+        same_update = done and rows_per_step(found) == cfg.rows_per_step
         for name, value in wanted.items():
-            if found.get(name) != value and not _idle(cfg, name):
+            if found.get(name) != value and not idle(cfg, name) and not (name in SHARED_OUT and same_update):
                 raise UserError(
                     f"{cfg.run_dir}: this run was made with {name} = {found.get(name)!r}, not {value!r}; "
                     f"give {name} that value, or set TREEDIFF_RUNS to another folder, or delete this one."
@@ -46,13 +53,18 @@ def open_run(cfg: Config, *stages: str) -> Path:
     return cfg.run_dir
 
 
+def rows_per_step(made: Mapping[str, Any]) -> int:
+    """Rows of an update by the switches in a run's config.json."""
+    return math.prod(made.get(name, 0) for name in SHARED_OUT)
+
+
 def of_stages(values: Mapping[str, Any], *stages: str) -> dict[str, Any]:
     """Those of some switches' values that the outputs of the stages depend on; of a nested `pretrain` likewise."""
-    kept = {k: v for k, v in values.items() if k in SWITCHES and SWITCHES[k].metadata["stage"] in stages}
+    kept = {k: v for k, v in values.items() if k in SWITCHES and SWITCHES[k].stage in stages}
     return kept | ({"pretrain": of_stages(kept["pretrain"], *stages)} if "pretrain" in kept else {})
 
 
-def _idle(cfg: Config, name: str) -> bool:
+def idle(cfg: Config, name: str) -> bool:
     """Whether switch `name` cannot matter to this run: a backbone has no adapter and no tiers in its training."""
     if cfg.masking != "none":
         return False

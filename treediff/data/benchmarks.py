@@ -116,7 +116,7 @@ def _download(name: str) -> Path:
             return Path(ready())
     except Exception as e:  # whatever urllib, gzip or the file system may raise
         raise UserError(
-            f"data: EvalPlus could not download {name} ({type(e).__name__}: {e}); give its .jsonl.gz file with --data."
+            f"{name}: EvalPlus could not download it ({type(e).__name__}: {e}); give its file with --problems."
         ) from None
 
 

@@ -13,7 +13,6 @@ Command: treediff prepare --data FILE --tokenizer FOLDER --out DIR
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -33,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from treediff.config import Config
@@ -420,10 +420,13 @@ def _as_worker() -> None:
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the lock of the data set `folder`; wait for another process that makes it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s: another process is making this data set; waiting for it", folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: another process is making this data set; waiting for it", folder)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()

@@ -105,30 +105,13 @@ def save_backbone(model: LlamaForCausalLM, folder: Path, tok: Any = None, most: 
 
     One file, or several of at most `most` bytes with their index, as the hub has them.
     """
-    from safetensors.torch import save_file
+    from huggingface_hub import save_torch_state_dict
 
-    named = [(llada.official_name(n), p.detach()) for n, p in model.named_parameters()]
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    size = 0
-    for name, tensor in named:
-        if shards[-1] and size + tensor.nbytes > most:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
+    named = {llada.official_name(n): p.detach() for n, p in model.named_parameters()}
     dtype = str(model.dtype).removeprefix("torch.")
     with whole(folder) as temporary:
         temporary.mkdir()
-        index = {}
-        for number, shard in enumerate(shards, start=1):
-            file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-            save_file({k: t.contiguous().cpu() for k, t in shard.items()}, temporary / file, metadata={"format": "pt"})
-            index |= dict.fromkeys(shard, file)
-        if len(shards) > 1:
-            total = {"total_size": sum(t.nbytes for _, t in named)}
-            (temporary / "model.safetensors.index.json").write_text(
-                json.dumps({"metadata": total, "weight_map": index})
-            )
+        save_torch_state_dict(named, temporary, max_shard_size=most)
         (temporary / "config.json").write_text(
             json.dumps({**model.llada_config, "torch_dtype": dtype}, indent=1) + "\n"
         )

@@ -6,7 +6,7 @@
     save_backbone(model, folder)                            # the same format back, sharded where it is large
 
 No remote code: LLaDA's blocks are Llama's without the causal mask. A tensor that is missing, left over or of another
-shape is an error that names it. A backbone made on the temporary (`new_backbone`) is saved and loaded the same way.
+shape is an error that names it. A backbone made on the spot (`new_backbone`) is saved and loaded the same way.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ def finish(model: LlamaForCausalLM, device: str) -> LlamaForCausalLM:
 def new_backbone(cfg: Config, vocab_size: int, eos_id: int, mask_id: int) -> LlamaForCausalLM:
     """A backbone in LLaDA's shape with fresh weights, drawn from `cfg.seed`, in float32.
 
-    Query and key start out alike, and the output projection close to the value's transpose: attention that begins by
-    looking for equal tokens and handing on what it sees.
+    Query and key start out alike, the output projection close to the value's transpose, and the head along the
+    embeddings: attention that begins by looking for equal tokens, handing on what it sees, and naming it.
     """
     config = {
         "model_type": "llada",
@@ -166,7 +166,7 @@ def new_backbone(cfg: Config, vocab_size: int, eos_id: int, mask_id: int) -> Lla
             elif "embed" in name:
                 weight.normal_(0, 1, generator=draw)
             elif "lm_head" in name:
-                weight.normal_(0, 0.02, generator=draw)
+                weight.copy_(0.1 * model.model.embed_tokens.weight)  # not tied: each goes its own way from here
             else:
                 weight.normal_(0, weight.shape[1] ** -0.5, generator=draw)
         for layer in model.model.layers:

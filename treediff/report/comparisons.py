@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from treediff.errors import UserError
 from treediff.files import read_json, read_jsonl
 from treediff.report.paper import HALVES, PAIRS
 from treediff.report.tables import cell
-from treediff.runs import of_stages
+from treediff.runs import SHARED_OUT, of_stages, rows_per_step
 from treediff.sampling.run import samples_path
 from treediff.scoring import stats
 from treediff.scoring.run import ledger_path
@@ -113,19 +114,28 @@ def _sha256(path: Path, changed_ns: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def ledger_settings(key: Key, run: Config, ledger: Ledger) -> dict[str, Any]:
+    """How the ledger's samples were made and scored."""
+    mine = {k: v for k, v in ledger["settings"].items() if "samples" not in k}
+    lines = read_jsonl(samples_path(run, *key))
+    return mine | {f"sampling {k}": v for k, v in next(iter(lines))["settings"].items()}
+
+
 def _same_settings(key: Key, runs: Runs) -> None:
     """Refuse runs whose ledgers of `key` cannot be compared."""
     known: dict[str, tuple[str, Any]] = {}
     for who, (run, ledger) in runs.items():
-        mine = {k: v for k, v in ledger["settings"].items() if "samples" not in k}
-        lines = read_jsonl(samples_path(run, *key))
-        mine |= {f"sampling {k}": v for k, v in next(iter(lines))["settings"].items()}
+        mine = ledger_settings(key, run, ledger)
         mine["tasks"] = sorted(ledger["tasks"])
         mine["samples per task"] = sorted({n for _, n in stats.counts(ledger, "base").values()})
         if len({r.seed for r, _ in runs.values()}) > 1:
             mine.pop("sampling seed", None)
         if (run.run_dir / "config.json").exists():
-            trained = of_stages(read_json(run.run_dir / "config.json"), "data", "train")
+            made = read_json(run.run_dir / "config.json")
+            trained = {k: v for k, v in of_stages(made, "data", "train").items() if k not in SHARED_OUT}
+            trained["rows_per_step"] = rows_per_step(made)
+            # Runs of several seeds may have several backbones: those of one seed have the same.
+            trained[f"backbone_seed (of seed {run.seed})"] = trained.pop("backbone_seed", -1)
             names = BACKBONE if run.masking == "none" else trained
             mine |= {f"training switch {n}": trained[n] for n in names if n in trained}
         for name, value in mine.items():
@@ -194,19 +204,29 @@ def comparisons(cfg: Config) -> list[dict[str, Any]]:
 
 
 def pooled(cfg: Config) -> list[dict[str, Any]]:
-    """The comparisons over all seeds that were run (stats.POOLING is the model); empty with one seed of each."""
+    """The comparisons of strategies with two runs (seeds) each at least: stats.pooled, p adjusted for all (Holm).
+
+    Runs are compared in pairs where both strategies have the same seeds and each seed its own backbone. `p_tasks` is
+    the exact sign-flip test over tasks: it speaks of these runs' models alone.
+    """
     out = []
     for key, runs in all_seeds(cfg).items():
         for one, two in COMPARED:
-            sides = [[stats.passed(v, "plus") for r, v in runs.values() if r.masking == s] for s in (one, two)]
-            if not all(sides) or sum(map(len, sides)) < 3:
+            sides = [{r.seed: stats.passed(v, "plus") for r, v in runs.values() if r.masking == s} for s in (one, two)]
+            if min(map(len, sides)) < 2:
                 continue
-            record = stats.pooled(*sides)
+            paired = cfg.backbone == "pretrain" and sides[0].keys() == sides[1].keys()
+            record = stats.pooled(*(list(of.values()) for of in sides), paired_runs=paired)
+            if record["p"] is None:
+                continue
+            means = [
+                [sum((run[t] for run in of.values()), Fraction(0)) / len(of) for t in run0]
+                for of, run0 in ((of, next(iter(sides[0].values()))) for of in sides)
+            ]
             head = {"benchmark": HALVES[key[0]][1], "T": key[1], "from": one, "to": two, "tasks": record["n"]}
-            head |= {k: 100 * record[k] for k in ("difference", "low", "high")}
-            head |= {k: record[k] for k in ("p", "p_seeds")}
-            mine = [name for name, (r, _) in runs.items() if r.masking in (one, two)]
-            out.append(head | {"runs": mine, "seeds": record["runs"]})
+            head |= {k: 100 * record[k] for k in ("difference", "low", "high")} | {"p": record["p"]}
+            head |= {"p_tasks": stats.sign_flip(zip(*means, strict=True)), "seeds": record["runs"], "paired": paired}
+            out.append(head | {"runs": [name for name, (r, _) in runs.items() if r.masking in (one, two)]})
     return _with_holm(out)
 
 

@@ -270,7 +270,7 @@ def deviations(cfg: Config) -> list[dict[str, Any]]:
     """The switches in which our runs differ from the paper's: ours, the paper's, and what it is.
 
     Ours are those that the runs of this seed were made with, as their directories record them, by run where these
-    differ; the report's own where there is no run. What a backbone made on the temporary changes stands in `pretrain`.
+    differ; the report's own where there is no run. What a backbone made on the spot changes stands in `pretrain`.
     """
     theirs = resolve("paper").as_dict()
     runs = [s for s in MASKINGS if (cfg.with_masking(s).run_dir / "config.json").exists()]
@@ -281,7 +281,7 @@ def deviations(cfg: Config) -> list[dict[str, Any]]:
         distinct = list({json.dumps(v): v for v in values.values()}.values())
         if distinct and distinct != [theirs[name]]:
             ours = distinct[0] if len(distinct) == 1 else values
-            meaning = SWITCHES[name].metadata["help"]
+            meaning = SWITCHES[name].help
             out.append({"switch": name, "ours": ours, "paper": theirs[name], "meaning": meaning})
     return out
 

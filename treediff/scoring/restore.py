@@ -157,7 +157,7 @@ def score(cfg: Config) -> Path:
     from tqdm import tqdm
 
     path = ledger_path(cfg)
-    mine = {"benchmark": "stdlib-nodes", "settings": _settings(cfg), "weights": _weights(cfg)}
+    mine = {"benchmark": "stdlib-nodes", "settings": _settings(cfg), "weights": weights(cfg)}
     if path.exists() and {k: v for k, v in read_json(path).items() if k != "tasks"} == mine:
         return path
     chosen = nodes(held_out(cfg))
@@ -216,7 +216,7 @@ def _settings(cfg: Config) -> dict[str, Any]:
     }
 
 
-def _weights(cfg: Config) -> str:
+def weights(cfg: Config) -> str:
     """SHA-256 of the files that the run's model is loaded from, the adapter's included."""
     own = [p for folder in ("model", "adapter") for p in sorted((cfg.run_dir / folder).glob("*.safetensors"))]
     if not own and cfg.masking != "none":

@@ -174,87 +174,93 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-# --- several seeds --------------------------------------------------------------------------------------------------
+# --- several runs ---------------------------------------------------------------------------------------------------
 POOLING = (
-    "Runs crossed with tasks: a result is the task's difficulty, the strategy, the run's seed and chance. The "
-    "difference is that of the means over runs and tasks. Its interval resamples tasks (the same ones for both "
-    "strategies) and, independently, the runs of each strategy (Owen's pigeonhole bootstrap, which errs on the wide "
-    "side). Two tests, because there are two questions. p, tasks: the exact sign-flip test on the tasks' mean "
-    "differences, tasks being the independent units; it speaks of these runs on further tasks, and equals McNemar's "
-    "with one run each. p, seeds: Welch's t-test on the runs' scores; it speaks of further seeds on these tasks, and "
-    "needs two runs of each strategy. A difference is claimed only where p, tasks, adjusted by Holm's procedure, is "
-    "below 0.05 and the interval, which holds both sources of chance, leaves out zero. With one run of a strategy its "
-    "seed's share of the variance is unknown and not in the interval. Several samples of a task are averaged first."
+    "Runs crossed with tasks: a result is the task's difficulty, the strategy, what the strategy does to this task, "
+    "the run, and chance. The difference is that of the means over runs and tasks. Its variance is what the runs' "
+    "scores show (at least what chance alone gives) and what the strategies' difference shows from task to task, less "
+    "the chance that is in both. Interval and p are those of a t-test with Satterthwaite's degrees of freedom: the "
+    "analysis of studies with several readers and cases (Obuchowski and Rockette 1995, Hillis 2007), with runs for "
+    "readers and tasks for cases. They speak of further runs on further tasks. Runs that start from one backbone in "
+    "both strategies are compared in pairs. A difference is claimed where p, adjusted by Holm's procedure for all "
+    "comparisons, is below 0.05. Several samples of a task are averaged first."
 )
 """The model behind `pooled`, to print beside its figures."""
 
 
-def pooled(
-    a: Sequence[Passes],
-    b: Sequence[Passes],
-    level: float = LEVEL,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """The difference between two strategies with one or more runs (seeds) each; `POOLING` is the model."""
+def pooled(a: Sequence[Passes], b: Sequence[Passes], paired_runs: bool = False, level: float = LEVEL) -> dict[str, Any]:
+    """The difference between two strategies over their runs and the tasks; `POOLING` is the model.
+
+    `a`, `b`: the pass vectors of each strategy's runs (or any value per task), two runs of each at least.
+    `paired_runs`: run i of `a` and run i of `b` start from the same backbone. Gives `runs` (of each), `n` tasks,
+    `difference` (b minus a), its standard error `se`, `low`, `high` and two-sided `p`, all shares; the last four are
+    None with one run of a strategy, one task, or runs that are copies of one another: there chance is unknown.
+    Raises UserError where the runs are not of the same tasks or cannot be paired.
+
+    Simulated with equal means, 2 to 10 runs of each, 120 and 600 tasks, runs that deviate by 0 to 4 points: at most
+    6 % of the studies have p < 0.05 (tests/test_stats.py).
+    """
     import numpy as np
+    from scipy.stats import t
 
-    tasks = list(a[0])
-    for run in [*a, *b]:
-        paired(a[0], run)
-    x, y = (np.array([[run[t] for t in tasks] for run in runs], dtype=float) for runs in (a, b))
-    means = _crossed([x, y], resamples, seed)
-    low, high = np.quantile(means[1] - means[0], [(1 - level) / 2, (1 + level) / 2])
-    pairs = [tuple(sum((r[t] for r in runs), Fraction(0)) / len(runs) for runs in (a, b)) for t in tasks]
-    scores = [runs.mean(1) for runs in (x, y)]
-    return {
-        "runs": [len(x), len(y)],
-        "n": len(tasks),
-        "difference": float(y.mean() - x.mean()),
-        "low": float(low),
-        "high": float(high),
-        "p": sign_flip(pairs),
-        "p_seeds": _welch(*scores),
-    }
+    x, y = (_matrix(runs, a[0]) for runs in (a, b))
+    if paired_runs and len(x) != len(y):
+        raise UserError(f"paired_runs: {len(x)} and {len(y)} runs cannot be compared in pairs.")
+    by_task = y.mean(0) - x.mean(0)
+    difference = float(by_task.mean())
+    found = {"runs": [len(x), len(y)], "n": len(by_task), "difference": difference}
+    se, df = _standard_error([y - x] if paired_runs else [x, y], by_task)
+    if not se:
+        return found | dict.fromkeys(("se", "low", "high", "p"))
+    half = se * t.ppf((1 + level) / 2, df)
+    ends = {"low": float(max(-1, difference - half)), "high": float(min(1, difference + half))}
+    return found | {"se": float(se), **ends, "p": float(2 * t.sf(np.abs(difference) / se, df))}
 
 
-def pooled_rate(runs: Sequence[Passes], level: float = LEVEL, resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
-    """The pass rate of one strategy over its runs: each run's, their mean, its interval, and their sd (all shares)."""
+def pooled_rate(runs: Sequence[Passes], level: float = LEVEL) -> dict[str, Any]:
+    """The pass rate of one strategy over its runs: each run's, their mean, its interval, and their sd (all shares).
+
+    The interval holds chance between runs and between tasks as in `POOLING`; of one run (sd None) it is `interval`.
+    """
+    from scipy.stats import t
+
+    x = _matrix(runs, runs[0])
+    each, mean = x.mean(1), float(x.mean())
+    se, df = _standard_error([x], x.mean(0))
+    half = se * float(t.ppf((1 + level) / 2, df)) if se else 0.0
+    low, high = (max(0.0, mean - half), min(1.0, mean + half)) if se else interval(x.mean(0), level=level)
+    sd = float(each.std(ddof=1)) if len(each) > 1 else None
+    return {"rates": each.tolist(), "mean": mean, "low": low, "high": high, "sd": sd}
+
+
+def _matrix(runs: Sequence[Passes], like: Passes) -> np.ndarray:
+    """The runs' results, float (runs, tasks), tasks in the order of `like`."""
     import numpy as np
 
     for run in runs:
-        paired(runs[0], run)
-    x = np.array([[float(run[t]) for t in runs[0]] for run in runs])
-    low, high = np.quantile(_crossed([x], resamples, seed)[0], [(1 - level) / 2, (1 + level) / 2])
-    each = x.mean(1)
-    sd = float(each.std(ddof=1)) if len(each) > 1 else None
-    return {"rates": each.tolist(), "mean": float(each.mean()), "low": float(low), "high": float(high), "sd": sd}
+        paired(like, run)
+    return np.array([[float(run[task]) for task in like] for run in runs])
 
 
-def _crossed(strategies: Sequence[np.ndarray], resamples: int, seed: int) -> list[np.ndarray]:
-    """Means (resamples,) of each strategy's results (runs, tasks), tasks and runs resampled independently."""
-    import numpy as np
+def _standard_error(groups: Sequence[np.ndarray], by_task: np.ndarray) -> tuple[float, float]:
+    """Of a difference (or mean) over runs and tasks, with its degrees of freedom; (0, 0) where it cannot be known.
 
-    rng, n = np.random.default_rng(seed), strategies[0].shape[1]
-    task_weights = rng.multinomial(n, [1 / n] * n, size=resamples) / n
-    means = []
-    for runs in strategies:
-        run_weights = rng.multinomial(len(runs), [1 / len(runs)] * len(runs), size=resamples) / len(runs)
-        means.append(np.einsum("rs,st,rt->r", run_weights, runs, task_weights, optimize=True))
-    return means
-
-
-def _welch(x: np.ndarray, y: np.ndarray) -> float | None:
-    """p of Welch's t-test on the scores of the two strategies' runs; None where one has a single run."""
-    import numpy as np
-    from scipy.stats import ttest_ind_from_stats
-
-    if min(len(x), len(y)) < 2:
-        return None
-    if max(np.ptp(x), np.ptp(y)) < 1e-12:  # no spread at all: nothing to measure the difference by
-        return None
-    moments = [(v.mean(), v.std(ddof=1), len(v)) for v in (x, y)]
-    return float(ttest_ind_from_stats(*moments[0], *moments[1], equal_var=False).pvalue)
+    `groups`: results (runs, tasks) whose runs are independent. `by_task` (tasks,): what is averaged over tasks.
+    """
+    n = len(by_task)
+    if n < 2 or min(map(len, groups)) < 2:
+        return 0.0, 0.0
+    parts, chance = [], 0.0
+    for x in groups:
+        rest = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
+        within = float((rest**2).sum()) / ((len(x) - 1) * (n - 1)) / (len(x) * n)
+        parts.append((max(float(x.mean(1).var(ddof=1)) / len(x), within), len(x) - 1))
+        chance += within
+    if max(v for v, _ in parts) < 1e-24:  # the runs are copies of one another
+        return 0.0, 0.0
+    parts.append((max(float(by_task.var(ddof=1)) / n - chance, 0.0), n - 1))
+    variance = sum(v for v, _ in parts)
+    return math.sqrt(variance), variance**2 / sum(v**2 / df for v, df in parts)
 
 
 def sign_flip(pairs: Iterable[tuple[int | Fraction, int | Fraction]]) -> float:
@@ -370,6 +376,16 @@ def seeds_needed(difference: float, run_sd: float, power: float = 0.8, alpha: fl
         if nct.sf(bound, df, shift) + nct.cdf(-bound, df, shift) >= power:
             return runs
     raise UserError(f"difference: {difference} is too small beside run_sd {run_sd} for {most} runs.")
+
+
+def resolved(runs: int, run_sd: float, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The least difference that so many runs of each strategy find: `seeds_needed` the other way round."""
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    df, bound = 2 * runs - 2, t.ppf(1 - alpha / 2, 2 * runs - 2)
+    shift = brentq(lambda s: nct.sf(bound, df, s) - power, 0, 20)  # the other tail is below 1e-4 there
+    return float(shift * run_sd / math.sqrt(runs / 2))
 
 
 def power_table(

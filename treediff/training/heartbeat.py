@@ -7,14 +7,14 @@ A rank beats (`beat`) at every micro-batch. The starter (launch.py) ends a run w
 from __future__ import annotations
 
 import faulthandler
-import fcntl
 import os
 import signal
 import socket
 import threading
 import time
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from treediff.errors import UserError
 
@@ -51,18 +51,14 @@ def follow(name: str) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def alone(run_dir: Path, wait: float = _WAIT) -> IO[str]:
-    """The run's lock, held as long as the returned file is open. Raises UserError if another process keeps it."""
-    lock = (run_dir / ".lock").open("w")
-    until = time.monotonic() + wait
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise UserError(f"{run_dir}: another process is training this run; wait for it, or end it.") from None
-            time.sleep(0.2)
+def alone(run_dir: Path, wait: float = _WAIT) -> FileLock:
+    """The run's lock, held until it is released or the process ends. Raises UserError if another process keeps it."""
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=wait)
+    except Timeout:
+        raise UserError(f"{run_dir}: another process is training this run; wait for it, or end it.") from None
+    return lock
 
 
 # --- signs of life -------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 LEVELS = (0.25, 0.5, 0.75)
 """Noise levels: at each, exactly that share of a row's answer tokens is masked."""
 
-_DATA_SEED = 77_001  # of problems made on the temporary: one set for all runs of a preset
+_DATA_SEED = 77_001  # of problems made on the spot: one set for all runs of a preset
 _MASK_SEED = 77_002
 _MOST = 100_000  # rows of the source that are looked through
 

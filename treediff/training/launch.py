@@ -45,7 +45,12 @@ def free_port() -> int:
 
 
 def command(cfg: Config, run_dir: Path) -> list[str]:
-    """The deepspeed command that trains `run_dir`: one node, the nodes of a host file, or this node of several."""
+    """The command that trains `run_dir`: deepspeed's on one node, the nodes of a host file, or this node of several.
+
+    Of a single process its launcher, which imports everything twice over, is left out.
+    """
+    if cfg.processes == 1 and not cfg.hostfile:
+        return [sys.executable, "-m", "treediff.training.train", str(run_dir)]
     each = cfg.processes // cfg.nodes
     where = ["--num_gpus", str(each)]
     # DeepSpeed forgets which GPUs are visible when it is told how many to take.
@@ -86,11 +91,14 @@ def environment(cfg: Config) -> dict[str, str]:
         env = {"OMP_NUM_THREADS": str(threads), **env, "DS_ACCELERATOR": "cpu"}
         if cfg.master_addr == "127.0.0.1":
             env["GLOO_SOCKET_IFNAME"] = "lo"
+    if cfg.processes == 1 and not cfg.hostfile:  # what a launcher would say
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        env |= alone | {"MASTER_PORT": str(cfg.master_port or free_port())}
     return env
 
 
 def is_trained(cfg: Config) -> bool:
-    """Whether the run's weights are there (a backbone that is not made on the temporary needs no training)."""
+    """Whether the run's weights are there (a backbone that is not made on the spot needs no training)."""
     if cfg.masking == "none" and cfg.backbone != "pretrain":
         return True
     return (cfg.run_dir / "adapter").is_dir() or (cfg.run_dir / "model").is_dir()
@@ -151,7 +159,7 @@ def _run(cfg: Config, run_dir: Path, total: int) -> None:
                         hung = heartbeat.stacks(run_dir)
                 _advance(bar, run_dir / "log.jsonl")
         finally:
-            _stop(process)
+            stop(process)
     if hung:
         raise UserError(
             f"training of {run_dir} hung: a rank showed no sign of life for {cfg.stall_timeout:g} s (stall_timeout). "
@@ -175,7 +183,7 @@ def _advance(bar: tqdm, path: Path) -> None:
         bar.update(last["step"] + 1 - bar.n)
 
 
-def _stop(process: subprocess.Popen) -> None:
+def stop(process: subprocess.Popen) -> None:
     """End the launcher and everything it started: nothing of a run outlives the call that made it.
 
     The ranks are in the launcher's process group, and outlive it if it was killed.
@@ -229,7 +237,7 @@ def sampling(cfg: Config, benchmark: str, length: int, processes: int, total: in
                         bar.update(made() - bar.n)
                 bar.update(made() - bar.n)
         finally:
-            _stop(process)
+            stop(process)
     if process.returncode:
         lines = path.read_text(errors="replace").splitlines()
         said = [x for x in lines if re.match(r"rank\d+: ", x)] or lines[-15:]

@@ -169,7 +169,7 @@ def text(p: dict[str, Any]) -> str:
     """A plan to read."""
     kind = "4N" if p["trained"] < p["parameters"] else "6N"
     more = f", and {p['recomputation']:.2e} of recomputation" if p["recomputation"] else ""
-    first = [f"first the backbone, made on the temporary: {p['backbone_steps']:,} optimiser steps (not planned below)"]
+    first = [f"first the backbone, made on the spot: {p['backbone_steps']:,} optimiser steps (not planned below)"]
     lines = [
         *(first if p["backbone_steps"] else []),
         f"{p['backbone']}: {p['parameters']:,} parameters, {p['trained']:,} trained",

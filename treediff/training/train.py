@@ -261,7 +261,7 @@ def main() -> None:
         raise
     finally:
         if lock:
-            lock.close()
+            lock.release()
     # No tear-down of the interpreter: a thread that a library left behind would abort a process whose work is done.
     logging.shutdown()
     sys.stdout.flush()
