@@ -233,7 +233,7 @@ class Config(BaseModel):
     # --- sampling --------------------------------------------------------------------------------------------
     model: str = switch("", "run", "a causal language model (folder or hub id) to sample in place of the run's own")
     benchmarks: Items[Literal["humaneval", "mbpp", "tinycode"]] = switch(
-        ["humaneval", "mbpp"], "run", "what to sample and score: humaneval, mbpp, tinycode", min_length=1
+        ["humaneval", "mbpp"], "run", "what to sample and score: humaneval, mbpp, tinycode; may be empty"
     )
     benchmark_files: Entries[str, str] = switch(
         {}, "sample", "files of benchmarks by name, as EvalPlus packs them; one not named is downloaded by EvalPlus"
