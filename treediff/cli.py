@@ -271,6 +271,7 @@ def infill(args: argparse.Namespace, cfg: Config) -> None:
 
 def score(args: argparse.Namespace, cfg: Config) -> None:
     from treediff import pipeline
+    from treediff.data import stdlib
     from treediff.files import read_json
     from treediff.scoring import restore
     from treediff.scoring import score as scoring
@@ -288,7 +289,7 @@ def score(args: argparse.Namespace, cfg: Config) -> None:
     for benchmark in cfg.benchmarks:
         for length in cfg.lengths:
             print(pipeline.scored(cfg, benchmark, length))
-    if cfg.data == "stdlib":
+    if cfg.data in stdlib.SOURCES:
         path = pipeline.restored(cfg)
         for tier, found in restore.shares(read_json(path)).items():
             print(f"{tier}: {100 * found['share']:.1f} % of {found['nodes']} nodes of {found['programs']} functions")

@@ -80,7 +80,10 @@ class Config(BaseModel):
 
     # --- data ------------------------------------------------------------------------------------------------
     data: str = switch(
-        "nvidia/OpenCodeReasoning", "data", "`tinycode`, `stdlib`, a JSONL or Parquet file, or a hub data set", "4.1"
+        "nvidia/OpenCodeReasoning",
+        "data",
+        "`tinycode`, `stdlib` (or `stdlib_all`), a JSONL or Parquet file, or a hub data set",
+        "4.1",
     )
     data_split: str = switch("split_0", "data", "configuration and split of a hub data set", "4.1")
     rows: int = switch(150_000, "data", "training rows to keep, by a seeded choice; 0 keeps all", "4.1", ge=0)
@@ -238,7 +241,7 @@ class Config(BaseModel):
     # --- sampling --------------------------------------------------------------------------------------------
     model: str = switch("", "run", "a causal language model (folder or hub id) to sample in place of the run's own")
     benchmarks: Items[Literal["humaneval", "mbpp", "tinycode"]] = switch(
-        ["humaneval", "mbpp"], "run", "what to sample and score: humaneval, mbpp, tinycode"
+        ["humaneval", "mbpp"], "run", "what to sample and score: humaneval, mbpp, tinycode; may be empty"
     )
     benchmark_files: Entries[str, str] = switch(
         {}, "sample", "files of benchmarks by name, as EvalPlus packs them; one not named is downloaded by EvalPlus"
@@ -528,7 +531,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_layers": 4,
         "n_heads": 4,
         "mlp_hidden": 448,
-        "pretrain": {  # with LLaDA's own loss
+        "pretrain": {  # functions without a docstring, too; with LLaDA's own loss
+            "data": "stdlib_all",
             "eps_min": 0.05,
             "loss_weight": "inverse_p",
             "normaliser": "answer",

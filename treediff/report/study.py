@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from treediff.config import SWITCHES, Config, resolve
-from treediff.data import benchmarks
+from treediff.data import benchmarks, stdlib
 from treediff.errors import UserError
 from treediff.figures import forest, plots
 from treediff.files import read_json, read_jsonl, whole, write_json
@@ -186,7 +186,7 @@ def arms(
 def ledgers(cfg: Config) -> dict[str, Path]:
     """The ledgers that a run of the study has, by name, whether they are there or not."""
     found = {f"{b}-T{t}": ledger_path(cfg, b, t) for b in cfg.benchmarks for t in cfg.lengths}
-    return found | ({NODES: restore.ledger_path(cfg)} if cfg.data == "stdlib" else {})
+    return found | ({NODES: restore.ledger_path(cfg)} if cfg.data in stdlib.SOURCES else {})
 
 
 def finished(cfg: Config) -> bool:
