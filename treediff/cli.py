@@ -2,7 +2,7 @@
 
 Every command takes `--preset`, `--masking`, `--seed` and any switch by name (`treediff switches` lists them); the
 entries of a mapping are set as `--pretrain.max_steps 500`. Exit codes: 0 done, 2 a bad input, switch or file (one
-sentence on stderr), 1 anything else.
+sentence on stderr), 75 a training that SIGTERM stopped after a checkpoint, 1 anything else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from treediff.config import PRESETS, SWITCHES, Config, resolve, runs_root
-from treediff.errors import UserError
+from treediff.errors import Preempted, UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,6 +60,9 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as e:
         print(f"treediff {args.command}: {e}", file=sys.stderr)
         sys.exit(2)
+    except Preempted as e:
+        print(f"treediff {args.command}: {e}", file=sys.stderr)
+        sys.exit(Preempted.EXIT)
     except KeyboardInterrupt:
         print(f"treediff {args.command}: stopped; the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
@@ -160,9 +163,8 @@ def sample(args: argparse.Namespace, extra: list[str]) -> None:
             pipeline.trained(cfg)
         terminal.stream(cfg, args.prompt, sys.stdout)
         return
-    for benchmark in cfg.benchmarks:
-        for length in cfg.lengths:
-            print(pipeline.sampled(cfg, benchmark, length))
+    for path in pipeline.all_sampled(cfg).values():
+        print(path)
 
 
 def score(args: argparse.Namespace, extra: list[str]) -> None:
@@ -181,6 +183,7 @@ def score(args: argparse.Namespace, extra: list[str]) -> None:
             print(line)
         return
     cfg = switches(args, extra, data=args.data)
+    pipeline.all_sampled(cfg)
     for benchmark in cfg.benchmarks:
         for length in cfg.lengths:
             print(pipeline.scored(cfg, benchmark, length))

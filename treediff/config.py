@@ -51,7 +51,13 @@ class Config:
         "nvidia/OpenCodeReasoning", "data", "`tinycode`, a JSONL or Parquet file, or a hub data set", "4.1"
     )
     data_split: str = switch("split_0", "data", "configuration and split of a hub data set", "4.1")
-    rows: int = switch(150_000, "data", "training rows to keep, by a seeded choice; 0 keeps all", "4.1")
+    rows: int = switch(150_000, "data", "training rows to keep; 0 keeps all", "4.1")
+    choice: Literal["seeded", "first"] = switch(
+        "seeded",
+        "data",
+        "which rows: a seeded choice among all, or the first that can serve, behind 256 that are left to hold out; "
+        "`first` reads no further",
+    )
     data_seed: int = switch(0, "data", "seed of that choice, apart from `seed`, so that seeds share their rows")
     tokenizer: str = switch(
         "GSAI-ML/LLaDA-8B-Instruct",
@@ -124,8 +130,11 @@ class Config:
         "random masking of code: each token with probability P, or exactly floor(P L)",
         "4.1",
     )
-    eos_padding: Literal["batch", "one"] = switch(
-        "batch", "train", "answers end in EOS up to the batch's longest (LLaDA's recipe), or in one EOS"
+    eos_padding: Literal["multiple", "batch", "one"] = switch(
+        "multiple",
+        "train",
+        "answers end in EOS up to the next multiple of 128 tokens, or up to the longest of the global batch (LLaDA's "
+        "recipe), or in one EOS; every EOS but padding behind one is trained on",
     )
     loss_weight: Literal["none", "inverse_p"] = switch(
         "none", "train", "weight of a masked token: 1 (Eq. 1), or 1/P (LLaDA)", "Eq. 1"
@@ -166,7 +175,12 @@ class Config:
     processes: int = switch(8, "train", "training processes, one per GPU", "A")
     precision: Literal["bf16", "fp32"] = switch("bf16", "train", "arithmetic of training and sampling", "A.1")
     zero_stage: int = switch(2, "train", "DeepSpeed ZeRO stage", "A")
-    gradient_checkpointing: bool = switch(True, "train", "recompute activations in the backward pass")
+    gradient_checkpointing: str = switch(
+        "auto",
+        "run",
+        "blocks whose activations are computed again in the backward pass: `none`, `every_2`, `every_3`, ... or `all`; "
+        "`auto`: as few as the GPU's free memory allows",
+    )
     checkpoint_every: int = switch(100, "run", "optimiser steps between checkpoints")
     eval_every: int = switch(250, "run", "optimiser steps between held-out evaluations while training; 0: none")
     eval_rows: int = switch(128, "run", "held-out rows, never trained on; evaluating changes nothing in the training")
@@ -290,6 +304,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # One GPU and a local LLaDA folder: the paper's recipe on a tenth of the rows.
     "small": {
         "rows": 15_000,
+        "choice": "first",
         "epochs": 1.0,
         "processes": 1,
         "accumulation": 32,
@@ -331,7 +346,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "accumulation": 1,
         "processes": 2,
         "precision": "fp32",
-        "gradient_checkpointing": False,
+        "eos_padding": "batch",
+        "gradient_checkpointing": "none",
         "eval_every": 50,
         "eval_rows": 64,
         "benchmarks": ["tinycode"],
@@ -467,6 +483,11 @@ def check(cfg: Config) -> None:
         _demand(getattr(cfg, name) >= 0, name, "must not be negative")
     _demand(0 <= cfg.threshold <= 1, "threshold", "must lie in [0, 1]")
     _demand(0 <= cfg.eps_min <= cfg.eps_max <= 1, "eps_min", "must lie in 0 <= eps_min <= eps_max <= 1")
+    _demand(
+        re.fullmatch("auto|none|all|every_([2-9]|[1-9][0-9]+)", cfg.gradient_checkpointing) is not None,
+        "gradient_checkpointing",
+        f"knows auto, none, all and every_2, every_3, ..., not {cfg.gradient_checkpointing!r}",
+    )
     _demand(0 <= cfg.lora_dropout < 1, "lora_dropout", "must lie in [0, 1)")
     _demand(0 <= cfg.warmup <= 1, "warmup", "must be a share between 0 and 1")
     _demand(cfg.zero_stage in (0, 1, 2, 3), "zero_stage", "must be 0, 1, 2 or 3")

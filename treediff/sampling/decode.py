@@ -121,13 +121,14 @@ def decode(
     run = _Run(net, prompts, how, range(len(prompts)) if uids is None else uids, watch)
     rows = torch.arange(len(prompts), device=run.ids.device)
     blocks = how.gen_length // how.block_length
-    for block in range(blocks):
-        run.enter(rows, block)
-        (confidently if how.threshold else exactly)(run)
-        if how.early_exit and not how.official:
-            rows = rows[~run.ended(rows)]  # the one time per block that the host waits for the device
-            if not len(rows):
-                break
+    with forward.cudnn(False):  # canvases have masks, and each its own length
+        for block in range(blocks):
+            run.enter(rows, block)
+            (confidently if how.threshold else exactly)(run)
+            if how.early_exit and not how.official:
+                rows = rows[~run.ended(rows)]  # the one time per block that the host waits for the device
+                if not len(rows):
+                    break
     if watch:
         watch(run.answers, 1.0)
     return run.result()

@@ -1,6 +1,7 @@
 """Prompts, answers and programs: what stands around the sampler, and a benchmark's samples as a file.
 
     path = sample(cfg, "tinycode", 64)            # runs/.../samples/tinycode-T64.jsonl, made or completed
+    paths = sample_all(cfg, [("tinycode", 64), ("tinycode", 96)])      # the same of several, the model loaded once
     rows = read_samples(path)                     # by task id
     torchrun --nproc-per-node 8 -m treediff.cli sample --preset paper     # any number of processes and nodes
 
@@ -11,12 +12,15 @@ samples file in one rename. So a killed call goes on where it stopped, with any 
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
 import sys
 import uuid
 from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,49 +55,71 @@ def settings(cfg: Config, length: int) -> dict[str, Any]:
 
 
 def sample(cfg: Config, benchmark: str, length: int) -> Path:
-    """`samples_per_task` samples per problem of `benchmark` with `length` generated tokens; made, or completed.
+    """`samples_per_task` samples per problem of `benchmark` with `length` generated tokens; see `sample_all`."""
+    return sample_all(cfg, [(benchmark, length)])[0]
 
-    Under a launcher (torchrun, deepspeed) each process makes its share; otherwise this call starts `sample_processes`
-    of them, or does it all. Raises UserError if the run is not trained, or what is there was made under other settings.
+
+def sample_all(cfg: Config, jobs: Sequence[tuple[str, int]]) -> list[Path]:
+    """The samples of several (benchmark, generated tokens); made, or completed, by processes that load the model once.
+
+    Under a launcher (torchrun, deepspeed) each process makes its share. Otherwise this call starts `sample_processes`
+    of them, one per GPU (a GPU's memory is free again when they end), or does it all here where there is none. Raises
+    UserError if the run is not trained, or what is there was made under other settings.
     """
     if not cfg.model:
         open_run(cfg, *launch.TRAINING_STAGES)
-    path = samples_path(cfg, benchmark, length)
-    problems = benchmarks.benchmark_problems(cfg, benchmark)
-    mine = settings(cfg, length)
-    wanted = [(task, k) for task in problems for k in range(cfg.samples_per_task)]
-    if _complete(path, wanted, mine):
-        return path
+    every = {job: _wanted(cfg, job[0]) for job in jobs}
+
+    def missing() -> list[tuple[str, int]]:
+        return [j for j in jobs if not _complete(samples_path(cfg, *j), every[j], settings(cfg, j[1]))]
+
+    paths = [samples_path(cfg, *job) for job in jobs]
+    if not (todo := missing()):
+        return paths
     launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if not cfg.model and not launch.is_trained(cfg):
         raise UserError(f"{cfg.run_dir}: not trained yet; run `treediff train` with the same switches first.")
-    processes = 1 if launched else cfg.sample_processes or max(1, torch.cuda.device_count())
-    if processes > 1:
-        launch.sampling(
-            cfg, benchmark, length, processes, len(wanted), lambda: len(_made(path, mine).keys() & set(wanted))
-        )
+    gpus = torch.cuda.device_count()
+    processes = 1 if launched else cfg.sample_processes or max(1, gpus)
+    if processes > 1 or (gpus and not launched):
+
+        def made() -> int:
+            found = (_made(samples_path(cfg, *j), settings(cfg, j[1])).keys() & set(every[j]) for j in todo)
+            return sum(map(len, found))
+
+        launch.sampling(cfg, todo, processes, sum(len(every[j]) for j in todo), made)
     else:
-        share(cfg, benchmark, length)
-    if not _complete(path, wanted, mine) and not launched:
-        raise UserError(f"{path}: sampling ended before all answers were there; call it again.")
-    return path
+        share(cfg, todo)
+    if not launched and (left := missing()):
+        raise UserError(f"{samples_path(cfg, *left[0])}: sampling ended before all answers were there; call it again.")
+    return paths
 
 
-def share(cfg: Config, benchmark: str, length: int) -> None:
-    """Make this process's share of the samples that are missing.
+def _wanted(cfg: Config, benchmark: str) -> list[tuple[str, int]]:
+    """The (task, sample) that a benchmark's file is to hold, in its order."""
+    return [(t, k) for t in benchmarks.benchmark_problems(cfg, benchmark) for k in range(cfg.samples_per_task)]
 
-    Every process deals out all samples in the same order and takes its own, so that who makes what does not depend on
-    what is there already.
+
+def share(cfg: Config, jobs: Sequence[tuple[str, int]]) -> None:
+    """Make this process's share of the samples that are missing, with one model for all jobs."""
+    kind = autoregressive.Autoregressive if cfg.model else diffusion.Diffusion
+    if torch.cuda.is_available():
+        torch.cuda.set_device(diffusion.device())  # else libraries would put theirs on the first GPU
+    answerer = kind(cfg, jobs[0][1])
+    for benchmark, length in jobs:
+        answerer.of_length(length)
+        _share(cfg, answerer, benchmark, length)
+
+
+def _share(cfg: Config, answerer: Any, benchmark: str, length: int) -> None:
+    """Every process deals out all samples in the same order and takes its own, so that who makes what does not depend
+    on what is there already.
     """
     from tqdm import tqdm
 
     path, mine = samples_path(cfg, benchmark, length), settings(cfg, length)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     problems = benchmarks.benchmark_problems(cfg, benchmark)
-    kind = autoregressive.Autoregressive if cfg.model else diffusion.Diffusion
-    if torch.cuda.is_available():
-        torch.cuda.set_device(diffusion.device())  # else libraries would put theirs on the first GPU
-    answerer = kind(cfg, length)
     prompts = []
     for task, problem in problems.items():
         ids, begin = answerer.prompt(problem["prompt"])
@@ -118,11 +144,13 @@ def share(cfg: Config, benchmark: str, length: int) -> None:
             def watch(_: torch.Tensor, behind: float, at: int = at, rows: int = len(batch)) -> None:
                 bar.update(int(at + behind * rows * length) - bar.n)
 
-            try:
+            answers = None
+            with suppress(torch.OutOfMemoryError):
                 answers = answerer.answer(batch, watch)
-            except torch.OutOfMemoryError:
+            if answers is None:  # by now the exception is gone, and with it the frames that hold the tensors
                 if len(batch) == 1:
-                    raise UserError(f"{batch[0].task}: this prompt alone does not fit into the GPU's memory.") from None
+                    raise UserError(f"{batch[0].task}: this prompt alone does not fit into the GPU's memory.")
+                gc.collect()
                 torch.cuda.empty_cache()
                 half = len(batch) // 2
                 queue.extendleft([batch[half:], batch[:half]])
@@ -214,13 +242,13 @@ def read_samples(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """A process that `launch.sampling` started: its switches, benchmark and length come as one argument."""
+    """A process that `launch.sampling` started: its switches and jobs come as one argument."""
     task = json.loads(sys.argv[1])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if starter := os.environ.get("TREEDIFF_STARTER"):
         heartbeat.follow(starter)
     try:
-        share(Config(**task["switches"]), task["benchmark"], task["length"])
+        share(Config(**task["switches"]), [tuple(job) for job in task["jobs"]])
     except UserError as e:
         sys.exit(f"rank{os.environ.get('RANK', 0)}: {e}")
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 LEVELS = (0.25, 0.5, 0.75)
 """Noise levels: at each, exactly that share of a row's answer tokens is masked."""
 
-_DATA_SEED = 77_001  # of problems made on the temporary: one set for all runs of a preset
+_DATA_SEED = 77_001  # of problems made on the spot: one set for all runs of a preset
 _MASK_SEED = 77_002
 _MOST = 100_000  # rows of the source that are looked through
 
@@ -67,7 +67,7 @@ def _fresh(cfg: Config, runs: list[Config]) -> Iterator[dict[str, Any]]:
     if cfg.data != "tinycode" and not prepare.stats(cfg)["rows"]["not_chosen"]:
         return  # every row that can serve is trained on
     tok = tokens.load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision)
-    # A problem set made on the temporary is made anew; a file or a hub's data set is read from its beginning.
+    # A problem set made on the spot is made anew; a file or a hub's data set is read from its beginning.
     source = cfg.but(rows=4 * cfg.eval_rows, data_seed=_DATA_SEED)
     for number, row in islice(sources.raw_rows(source), _MOST):
         try:
@@ -90,7 +90,7 @@ class Evaluation:
         records = sorted(records, key=lambda r: len(r["input_ids"]))  # less padding
         for start in range(0, len(records), cfg.micro_batch):
             some = records[start : start + cfg.micro_batch]
-            ids, labels, attention_mask = batch.padded(some, eos, cfg.eos_padding)
+            ids, labels, attention_mask = batch.padded(some, eos, cfg.eos_padding, cfg.max_length)
             # Only what the rows hold is scored: no EOS.
             answer = labels != tokens.PROMPT
             for i, r in enumerate(some):
