@@ -54,7 +54,5 @@ class Attention(LlamaAttention):
         if past_key_values is not None:
             keys, values = past_key_values.update(keys, values, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        out, weights = attend(
-            self, queries, keys, values, attention_mask, dropout=0.0, scaling=self.scaling, is_causal=False, **kwargs
-        )
+        out, weights = attend(self, queries, keys, values, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
         return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1).contiguous()), weights
