@@ -33,6 +33,7 @@ VARIANTS = {
     "all_logits": "logits of every position, transformers' loss",
     "attention_mask": "attention with a materialised mask",
     "boolean_index": "masked positions found on the device (the host waits)",
+    "compile": "each block's elementwise work fused by torch.compile",
     "plain_adamw": "AdamW not fused",
     "recomputation": "activations of every block computed again",
 }
@@ -122,6 +123,8 @@ def measure(scale: str, variant: str, steps: int) -> dict[str, Any]:
     rate = matrix_rate(device, 8192 if cuda else 256)
     net = lora.add_lora(backbone(scale, device), cfg)
     train.recompute(net, cfg.gradient_checkpointing)
+    if variant == "compile":
+        lora.compile_blocks(net)
     size = plan.Size.of(net)
     own = variant in ("all_logits", "boolean_index")
     denoiser = (Obvious(net, variant) if own else loss.Denoiser(net)).train()
@@ -142,7 +145,7 @@ def measure(scale: str, variant: str, steps: int) -> dict[str, Any]:
             began = time.perf_counter()
             if cuda:
                 torch.cuda.reset_peak_memory_stats()
-        for _ in range(cfg.accumulation):
+        for _ in range(cfg.accumulation):  # one length, as it is without a mask: cuDNN may serve
             ids = torch.randint(0, SHAPES[scale]["embedding_size"] - 1, shape, generator=draw)
             mask = torch.rand(shape, generator=draw) < torch.rand((), generator=draw)
             seen = torch.ones(shape, dtype=torch.bool)

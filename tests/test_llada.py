@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from treediff.config import resolve
 from treediff.errors import UserError
-from treediff.model import attention, forward, llada, lora
+from treediff.model import attention, forward, llada, lora, narrow
 from treediff.model.checkpoint import check_tokenizer, load_backbone, save_backbone
 from treediff.training import plan
 
@@ -323,3 +323,26 @@ def test_a_bf16_model_rotates_in_float32_and_attends_in_bf16(monkeypatch, implem
         turned = pair * torch.complex(cos[..., :half], sin[..., :half])
         want = torch.cat([turned.real, turned.imag], -1)
         assert (out.float() - want).abs().max() <= want.abs().max() * 2**-8
+
+
+def test_the_adapter_s_scale_on_the_narrow_side_changes_no_bit(tmp_path):
+    """The paper's scale is 2; and what PEFT itself loads and merges is the same adapter."""
+    from peft.tuners.lora.layer import Linear
+
+    cfg = resolve("tiny", lora_dropout=0.0)
+    wrapped = lora.add_lora(load_backbone(str(golden("tiny/checkpoint"))), cfg)
+    layers = [m for m in wrapped.modules() if isinstance(m, narrow.NarrowLinear)]
+    assert len(layers) == 7 * wrapped.config.num_hidden_layers
+    draw = torch.Generator().manual_seed(1)
+    for name, p in wrapped.named_parameters():
+        if "lora_B" in name:
+            p.data.normal_(0, 0.05, generator=draw)
+    ids, found = torch.arange(40)[None], []
+    for kind in (narrow.NarrowLinear, Linear):
+        for m in layers:
+            m.__class__ = kind
+        wrapped.zero_grad()
+        out = forward.hidden_states(wrapped, ids)
+        out.square().sum().backward()
+        found.append([out.detach(), *(p.grad.clone() for p in wrapped.parameters() if p.requires_grad)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

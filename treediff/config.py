@@ -181,6 +181,9 @@ class Config:
         "blocks whose activations are computed again in the backward pass: `none`, `every_2`, `every_3`, ... or `all`; "
         "`auto`: as few as the GPU's free memory allows",
     )
+    compile: bool = switch(
+        False, "train", "fuse the elementwise work of each block by torch.compile (needs a compiler)"
+    )
     checkpoint_every: int = switch(100, "run", "optimiser steps between checkpoints")
     eval_every: int = switch(250, "run", "optimiser steps between held-out evaluations while training; 0: none")
     eval_rows: int = switch(128, "run", "held-out rows, never trained on; evaluating changes nothing in the training")

@@ -169,6 +169,8 @@ def train(cfg: Config, backbone: str = "") -> None:
     net = network(cfg, tok, device, backbone)
     how = plan.recomputation(cfg, memory.Shape.of(net.config), cfg.gpu_memory * 1e9 or room)
     recompute(net, how)
+    if cfg.compile:
+        lora.compile_blocks(net)
     cudnn = forward.cudnn_serves(cfg)
     if rank == 0:
         log.warning("recomputed blocks: %s; cuDNN's attention: %s", how, "allowed" if cudnn else "off")
