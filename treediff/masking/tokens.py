@@ -64,13 +64,15 @@ class ByteTable(NamedTuple):
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
     """A tokenizer from a folder or the hub, with a `mask_token`. Raises UserError if it cannot serve (see below)."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedConfig
 
     # Texts are encoded one by one, so its threads would only be woken in vain, and complain when a process forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        # Code that a folder brings along is never run; without this word transformers would ask and wait.
-        tok = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        # Code that a folder brings along is never run; without that word transformers would ask and wait. The model's
+        # own config.json says nothing about the tokenizer, and one of an unknown model makes transformers warn.
+        own = {"config": PreTrainedConfig(), "trust_remote_code": False}
+        tok = AutoTokenizer.from_pretrained(name, revision=revision, **own)
     except (OSError, ValueError) as e:
         if "trust_remote_code" in str(e):
             raise UserError(
