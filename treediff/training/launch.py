@@ -155,7 +155,7 @@ def _run(cfg: Config, run_dir: Path, total: int) -> None:
     env = environment(cfg)
     if cfg.hostfile:
         env |= passed_on(run_dir, env)
-    hung, began, told = "", time.time(), False
+    hung, began, told, early = "", time.time(), False, False
     with (run_dir / "train.log").open("ab") as out:
         process = subprocess.Popen(
             command(cfg, run_dir, backbone),
@@ -176,7 +176,7 @@ def _run(cfg: Config, run_dir: Path, total: int) -> None:
                     if asked.is_set() and not told:
                         told = True
                         ranks = heartbeat.here(run_dir, began).values()
-                        if not ranks:  # no step has begun
+                        if early := not ranks:  # no step has begun
                             break
                         for pid in ranks:
                             os.kill(pid, signal.SIGUSR2)
@@ -188,7 +188,7 @@ def _run(cfg: Config, run_dir: Path, total: int) -> None:
             f"training of {run_dir} hung: a rank showed no sign of life for {cfg.stall_timeout:g} s (stall_timeout). "
             f"{hung}. Start it again: it goes on from its last checkpoint."
         )
-    if process.returncode and (process.returncode == Preempted.EXIT or told):
+    if early or process.returncode == Preempted.EXIT:
         kept = checkpoints.steps(run_dir / "checkpoints")
         where = f"checkpoints/step-{kept[-1]}" if kept else "its beginning"
         raise Preempted(f"{run_dir}: stopped as asked; the same command goes on from {where}.")

@@ -181,7 +181,7 @@ def train(cfg: Config, backbone: str = "") -> None:
     )
     peaks = [g["lr"] for g in engine.optimizer.param_groups]
     folder = cfg.run_dir / "checkpoints"
-    first = checkpoints.resume(engine, folder, rank)
+    first = saved = checkpoints.resume(engine, folder, rank)
     held = heldout.Evaluation(cfg, heldout.rows(cfg), eos, mask)
     evals = cfg.run_dir / "evals.jsonl"
     lines = None
@@ -204,10 +204,12 @@ def train(cfg: Config, backbone: str = "") -> None:
         heartbeat.beat(cfg.run_dir, rank)
 
     def save(done: int) -> None:
+        nonlocal saved
         heartbeat.beat(cfg.run_dir, rank, _LONG)
         if lines:
             lines.flush()  # first: a step that failed must not be saved
         checkpoints.save(engine, folder, done, rank)
+        saved = done
         if lines:
             lines.last_checkpoint = done
 
@@ -222,7 +224,7 @@ def train(cfg: Config, backbone: str = "") -> None:
     with batch.Loader(make, first, total, rank, device) as loader, forward.cudnn(cudnn):
         for step in range(first, total):
             if stop.item():  # that of the step before, which DeepSpeed has waited for
-                if checkpoints.steps(folder)[-1:] != [step]:
+                if step > saved:
                     save(step)
                 raise Preempted(f"stopped before step {step}")
             started = time.perf_counter()
