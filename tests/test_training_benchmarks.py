@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from treediff.config import resolve
+from treediff.training import memory
+from treediff.training.memory import Shape
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -122,3 +126,18 @@ def test_the_slurm_script_of_the_documentation_requeues_a_preempted_run(tmp_path
     job.terminate()
     assert job.wait(60) == 75
     assert (tmp_path / "scontrol.log").read_text() == "requeue 41\n"
+
+
+def test_what_a_block_asks_of_a_device_is_counted(monkeypatch):
+    """The bytes kept are the plan's, but for the mask that dropout keeps; the narrow scale moves fewer."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import traffic
+
+    monkeypatch.setattr(traffic.torch.nn.functional, "scaled_dot_product_attention", None)  # replaced, and put back
+    (count, kept), (wide, _) = traffic.training(256), traffic.training(256, peft=True)
+    assert count.elementwise < wide.elementwise
+    assert count.matrices == wide.matrices
+    cfg = resolve("paper", max_length=256, gradient_checkpointing="none")
+    one, two = (memory.per_device(cfg, Shape(4096, n, 32, 32, 12288, 126464), cuda=False) for n in (1, 2))
+    assert kept == pytest.approx(two["activations kept"] - one["activations kept"], rel=0.02)
+    assert traffic.sampling().kernels < 60
