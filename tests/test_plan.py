@@ -116,9 +116,9 @@ def test_an_unknown_number_of_rows_is_not_guessed():
 
 def test_auto_recomputes_as_little_as_the_memory_allows():
     s = plan.shape(PAPER)
-    ways = [plan.recomputation(PAPER, s, room * 1e9) for room in (0, 140, 80, 55, 46, 30)]
-    assert ways == ["none", "none", "none", "every_3", "every_2", "all"]
-    for room in (80, 55, 46, 30):
+    ways = [plan.recomputation(PAPER, s, room * 1e9) for room in (0, 140, 80, 55, 50, 46, 30)]
+    assert ways == ["none", "none", "none", "every_4", "every_3", "every_2", "all"]
+    for room in (80, 55, 50, 46, 30):
         chosen = PAPER.but(gradient_checkpointing=plan.recomputation(PAPER, s, room * 1e9))
         assert sum(memory.per_device(chosen, s).values()) <= room * 1e9
     assert plan.recomputation(PAPER.but(gradient_checkpointing="every_5"), s, 1e9) == "every_5"
