@@ -2,7 +2,8 @@
 
 Every command takes `--preset`, `--masking`, `--seed` and any switch by name (`treediff COMMAND --help` lists those that
 matter to it, `treediff switches` all); the entries of a mapping are set as `--pretrain.max_steps 500`. Exit codes:
-0 done, 2 a bad input, switch or file (one sentence on stderr), 1 anything else.
+0 done, 2 a bad input, switch or file (one sentence on stderr), 75 a training that SIGTERM stopped after a checkpoint,
+1 anything else.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from treediff.config import PRESETS, SWITCHES, Config, known, resolve, runs_root
-from treediff.errors import UserError
+from treediff.errors import Preempted, UserError
 
 STAGES = {"run": "the run", "data": "data", "train": "training", "sample": "sampling"}
 """The groups of switches, by what depends on them."""
@@ -119,6 +120,9 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as e:
         print(told, e, file=sys.stderr)
         sys.exit(2)
+    except Preempted as e:
+        print(told, e, file=sys.stderr)
+        sys.exit(Preempted.EXIT)
     except KeyboardInterrupt:
         print(told, "stopped; the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
@@ -230,9 +234,8 @@ def sample(args: argparse.Namespace, cfg: Config) -> None:
             pipeline.trained(cfg)
         terminal.stream(cfg, args.prompt, sys.stdout)
         return
-    for benchmark in cfg.benchmarks:
-        for length in cfg.lengths:
-            print(pipeline.sampled(cfg, benchmark, length))
+    for path in pipeline.all_sampled(cfg).values():
+        print(path)
 
 
 def infill(args: argparse.Namespace, cfg: Config) -> None:
@@ -286,6 +289,7 @@ def score(args: argparse.Namespace, cfg: Config) -> None:
         for line in scoring.passes_at(ledger):
             print(line)
         return
+    pipeline.all_sampled(cfg)
     for benchmark in cfg.benchmarks:
         for length in cfg.lengths:
             print(pipeline.scored(cfg, benchmark, length))

@@ -86,7 +86,13 @@ class Config(BaseModel):
         "4.1",
     )
     data_split: str = switch("split_0", "data", "configuration and split of a hub data set", "4.1")
-    rows: int = switch(150_000, "data", "training rows to keep, by a seeded choice; 0 keeps all", "4.1", ge=0)
+    rows: int = switch(150_000, "data", "training rows to keep; 0 keeps all", "4.1", ge=0)
+    choice: Literal["seeded", "first"] = switch(
+        "seeded",
+        "data",
+        "which rows: a seeded choice among all, or the first that can serve, behind 256 that are left to hold out; "
+        "`first` reads no further",
+    )
     data_seed: int = switch(0, "data", "seed of that choice, apart from `seed`, so that seeds share their rows", ge=0)
     tokenizer: str = switch(
         "GSAI-ML/LLaDA-8B-Instruct",
@@ -164,8 +170,11 @@ class Config(BaseModel):
         "random masking of code: each token with probability P, or exactly floor(P L)",
         "4.1",
     )
-    eos_padding: Literal["batch", "one"] = switch(
-        "batch", "train", "answers end in EOS up to the batch's longest (LLaDA's recipe), or in one EOS"
+    eos_padding: Literal["multiple", "batch", "one"] = switch(
+        "multiple",
+        "train",
+        "answers end in EOS up to the next multiple of 128 tokens, or up to the longest of the global batch (LLaDA's "
+        "recipe), or in one EOS; every EOS but padding behind one is trained on",
     )
     loss_weight: Literal["none", "inverse_p"] = switch(
         "none", "train", "weight of a masked token: 1 (Eq. 1), or 1/P (LLaDA)", "Eq. 1"
@@ -214,7 +223,15 @@ class Config(BaseModel):
     processes: int = switch(8, "train", "training processes, one per GPU", "A", ge=1)
     precision: Literal["bf16", "fp32"] = switch("bf16", "train", "arithmetic of training and sampling", "A.1")
     zero_stage: int = switch(2, "train", "DeepSpeed ZeRO stage", "A", ge=0, le=3)
-    gradient_checkpointing: bool = switch(True, "train", "recompute activations in the backward pass")
+    gradient_checkpointing: str = switch(
+        "auto",
+        "run",
+        "blocks whose activations are computed again in the backward pass: `none`, `every_2`, `every_3`, ... or `all`; "
+        "`auto`: as few as the GPU's free memory allows",
+    )
+    compile: bool = switch(
+        False, "train", "fuse the elementwise work of each block by torch.compile (needs a compiler)"
+    )
     checkpoint_every: int = switch(100, "run", "optimiser steps between checkpoints", ge=1)
     eval_every: int = switch(250, "run", "optimiser steps between held-out evaluations while training; 0: none", ge=0)
     eval_rows: int = switch(
@@ -355,6 +372,11 @@ class Config(BaseModel):
                 "samples_per_task",
                 "more than one sample needs a temperature, or all are the same",
             ),
+            (
+                re.fullmatch("auto|none|all|every_([2-9]|[1-9][0-9]+)", self.gradient_checkpointing),
+                "gradient_checkpointing",
+                f"knows auto, none, all and every_2, every_3, ..., not {self.gradient_checkpointing!r}",
+            ),
             (self.eps_min <= self.eps_max, "eps_min", f"must not be above eps_max {self.eps_max}"),
             (self.d_model % self.n_heads == 0, "n_heads", f"must divide d_model {self.d_model}"),
             (
@@ -466,6 +488,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # One GPU and a local LLaDA folder: the paper's recipe on a tenth of the rows.
     "small": {
         "rows": 15_000,
+        "choice": "first",
         "epochs": 1.0,
         "processes": 1,
         "accumulation": 32,
@@ -506,7 +529,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "accumulation": 2,
         "processes": 1,
         "precision": "fp32",
-        "gradient_checkpointing": False,
+        "eos_padding": "batch",
+        "gradient_checkpointing": "none",
         "eval_every": 50,
         "eval_rows": 64,
         "benchmarks": ["tinycode"],
@@ -558,7 +582,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "processes": 1,
         "precision": "fp32",
         "zero_stage": 0,
-        "gradient_checkpointing": False,
+        "eos_padding": "batch",
+        "gradient_checkpointing": "none",
         "eval_every": 1000,
         "eval_rows": 256,
         "benchmarks": [],

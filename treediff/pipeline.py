@@ -68,12 +68,21 @@ def trained(cfg: Config) -> Path:
 
 
 def sampled(cfg: Config, benchmark: str, length: int) -> Path:
-    """The run's samples of a benchmark with `length` tokens each. A process of a launcher (torchrun) never trains."""
-    if benchmark == "tinycode":
+    """The run's samples of a benchmark with `length` tokens each."""
+    return all_sampled(cfg.but(benchmarks=[benchmark], lengths=[length]))[benchmark, length]
+
+
+def all_sampled(cfg: Config) -> dict[tuple[str, int], Path]:
+    """The run's samples of all its benchmarks and lengths, for which the model is loaded once.
+
+    A process of a launcher (torchrun) never trains.
+    """
+    if "tinycode" in cfg.benchmarks:
         benchmarks.write_tinycode(cfg)
     if not cfg.model and int(os.environ.get("WORLD_SIZE", 1)) == 1:
         trained(cfg)
-    return sampling.sample(cfg, benchmark, length)
+    jobs = [(benchmark, length) for benchmark in cfg.benchmarks for length in cfg.lengths]
+    return dict(zip(jobs, sampling.sample_all(cfg, jobs), strict=True))
 
 
 def scored(cfg: Config, benchmark: str, length: int) -> Path:

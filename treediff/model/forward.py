@@ -8,8 +8,13 @@ Attention is bidirectional; padding is hidden, never seen.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
+
+from treediff.config import Config
 
 
 def hidden_states(model: nn.Module, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -24,6 +29,26 @@ def hidden_states(model: nn.Module, ids: torch.Tensor, attention_mask: torch.Ten
             seen = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
         attention_mask = seen
     return llama.model(input_ids=ids, attention_mask=attention_mask).last_hidden_state
+
+
+def cudnn_serves(cfg: Config) -> bool:
+    """Whether cuDNN's attention may serve a training: where no mask can occur, and few shapes do.
+
+    It makes a plan for each new shape (up to 0.9 s), and with a mask its gradients may be NaN (pytorch issue 196678).
+    Rows of a multiple of 128 tokens, one to a micro-batch, have at most max_length / 128 shapes and no mask.
+    """
+    return cfg.eos_padding == "multiple" and cfg.micro_batch == 1
+
+
+@contextmanager
+def cudnn(on: bool) -> Iterator[None]:
+    """Allow or forbid cuDNN's attention meanwhile. Without it a GPU uses flash attention, or a mask's own kernel."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(on)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def lm_head(model: nn.Module) -> nn.Linear:

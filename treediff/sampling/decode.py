@@ -152,18 +152,19 @@ def decode(
     """
     run = _Run(net, prompts, how, range(len(prompts)) if uids is None else uids, watch, places)
     rows = torch.arange(len(prompts), device=run.ids.device)
-    for block in range(how.blocks):
-        if places is not None:  # those whose holes reach so far
-            mine = [i for i, n in enumerate(run.lengths) if n > block * how.block_length]
-            rows = torch.tensor(mine, device=run.ids.device)
-            if not mine:
-                break
-        run.enter(rows, block)
-        (confidently if how.threshold else exactly)(run)
-        if how.early_exit and not how.official:
-            rows = rows[~run.ended(rows)]  # the one time per block that the host waits for the device
-            if not len(rows):
-                break
+    with forward.cudnn(False):  # canvases have masks, and each its own length
+        for block in range(how.blocks):
+            if places is not None:  # those whose holes reach so far
+                mine = [i for i, n in enumerate(run.lengths) if n > block * how.block_length]
+                rows = torch.tensor(mine, device=run.ids.device)
+                if not mine:
+                    break
+            run.enter(rows, block)
+            (confidently if how.threshold else exactly)(run)
+            if how.early_exit and not how.official:
+                rows = rows[~run.ended(rows)]  # the one time per block that the host waits for the device
+                if not len(rows):
+                    break
     if watch:
         watch(run.answers, 1.0)
     return run.result()

@@ -52,8 +52,12 @@ class Diffusion:
 
     def __init__(self, cfg: Config, length: int) -> None:
         self.cfg, self.tok = cfg, tokens.load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision)
-        self.how = decoding(cfg, self.tok, length)
+        self.of_length(length)
         self.net = load_run(cfg)
+
+    def of_length(self, length: int) -> None:
+        """Answer with `length` tokens from now on."""
+        self.how = decoding(self.cfg, self.tok, length)
 
     def prompt(self, problem: str) -> tuple[list[int], str]:
         """A problem as token ids, and how the answer is made to begin."""

@@ -13,13 +13,15 @@ samples file in one rename. So a killed call goes on where it stopped, with any 
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
 import sys
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,45 +89,75 @@ def numbered(every: list[holes.Hole]) -> dict[tuple[str, int], holes.Hole]:
 
 def sample(cfg: Config, benchmark: str, length: int | None) -> Path:
     """`samples_per_task` samples per problem of `benchmark` with `length` generated tokens, or (None) one completion
-    per hole of the set `benchmark`; made, or completed.
+    per hole of the set `benchmark`; see `sample_all`."""
+    return sample_all(cfg, [(benchmark, length)])[0]
 
-    Under a launcher (torchrun, deepspeed) each process makes its share; otherwise this call starts `sample_processes`
-    of them, or does it all. Raises UserError if the run is not trained, or what is there was made under other settings.
+
+def sample_all(cfg: Config, jobs: Sequence[tuple[str, int | None]]) -> list[Path]:
+    """The samples of several (benchmark, generated tokens); made, or completed, by processes that load the model once.
+
+    Under a launcher (torchrun, deepspeed) each process makes its share. Otherwise this call starts `sample_processes`
+    of them, one per GPU (a GPU's memory is free again when they end), or does it all here where there is none. Raises
+    UserError if the run is not trained, or what is there was made under other settings.
     """
     if not cfg.model:
         open_run(cfg, *launch.TRAINING_STAGES)
-    path = samples_path(cfg, benchmark, length)
-    wanted, mine = _wanted(cfg, benchmark, length), settings(cfg, length)
-    if _complete(path, wanted, mine):
-        return path
+    every = {job: _wanted(cfg, *job) for job in jobs}
+
+    def missing() -> list[tuple[str, int | None]]:
+        return [j for j in jobs if not _complete(samples_path(cfg, *j), every[j], settings(cfg, j[1]))]
+
+    paths = [samples_path(cfg, *job) for job in jobs]
+    if not (todo := missing()):
+        return paths
     launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if not cfg.model and not launch.is_trained(cfg):
         raise UserError(f"{cfg.run_dir}: not trained yet; run `treediff train` with the same switches first.")
-    processes = 1 if launched else cfg.sample_processes or max(1, torch.cuda.device_count())
-    if processes > 1:
-        launch.sampling(
-            cfg, benchmark, length, processes, len(wanted), lambda: len(_made(path, mine).keys() & set(wanted))
-        )
+    gpus = torch.cuda.device_count()
+    processes = 1 if launched else cfg.sample_processes or max(1, gpus)
+    if processes > 1 or (gpus and not launched):
+
+        def made() -> int:
+            found = (_made(samples_path(cfg, *j), settings(cfg, j[1])).keys() & set(every[j]) for j in todo)
+            return sum(map(len, found))
+
+        launch.sampling(cfg, todo, processes, sum(len(every[j]) for j in todo), made)
     else:
-        share(cfg, benchmark, length)
-    if not _complete(path, wanted, mine) and not launched:
-        raise UserError(f"{path}: sampling ended before all answers were there; call it again.")
-    return path
+        share(cfg, todo)
+    if not launched and (left := missing()):
+        raise UserError(f"{samples_path(cfg, *left[0])}: sampling ended before all answers were there; call it again.")
+    return paths
 
 
-def share(cfg: Config, benchmark: str, length: int | None) -> None:
-    """Make this process's share of the samples that are missing.
+def share(cfg: Config, jobs: Sequence[tuple[str, int | None]]) -> None:
+    """Make this process's share of the samples that are missing, with one model for all lengths."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(diffusion.device())  # else libraries would put theirs on the first GPU
+    answerer = None
+    for benchmark, length in jobs:
+        if length is None:
+            _share(cfg, benchmark, length, *_holes(cfg, benchmark))
+            continue
+        answerer = answerer or (autoregressive.Autoregressive if cfg.model else diffusion.Diffusion)(cfg, length)
+        answerer.of_length(length)
+        _share(cfg, benchmark, length, answerer, *_problems(cfg, answerer, benchmark))
 
-    Every process deals out all samples in the same order and takes its own, so that who makes what does not depend on
-    what is there already.
+
+def _share(
+    cfg: Config,
+    benchmark: str,
+    length: int | None,
+    answerer: Any,
+    prompts: list[Any],
+    line: Callable[..., dict[str, Any]],
+) -> None:
+    """Every process deals out all samples in the same order and takes its own, so that who makes what does not depend
+    on what is there already.
     """
     from tqdm import tqdm
 
     path, mine = samples_path(cfg, benchmark, length), settings(cfg, length)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(diffusion.device())  # else libraries would put theirs on the first GPU
-    answerer, prompts, line = (_holes if length is None else _problems)(cfg, benchmark, length)
     made = _made(path, mine)
     todo = [p for p in prompts[rank::world] if p.key not in made]
     queue: deque[list[Prompt]] = deque()
@@ -147,11 +179,13 @@ def share(cfg: Config, benchmark: str, length: int | None) -> None:
             def watch(_: torch.Tensor, behind: float, at: int = at, rows: int = len(batch)) -> None:
                 bar.update(int(at + behind * rows * each) - bar.n)
 
-            try:
+            answers = None
+            with suppress(torch.OutOfMemoryError):
                 answers = answerer.answer(batch, watch)
-            except torch.OutOfMemoryError:
+            if answers is None:  # by now the exception is gone, and with it the frames that hold the tensors
                 if len(batch) == 1:
-                    raise UserError(f"{batch[0].task}: this prompt alone does not fit into the GPU's memory.") from None
+                    raise UserError(f"{batch[0].task}: this prompt alone does not fit into the GPU's memory.")
+                gc.collect()
                 torch.cuda.empty_cache()
                 half = len(batch) // 2
                 queue.extendleft([batch[half:], batch[:half]])
@@ -166,10 +200,9 @@ def share(cfg: Config, benchmark: str, length: int | None) -> None:
                 os.fsync(file.fileno())
 
 
-def _problems(cfg: Config, benchmark: str, length: int) -> tuple[Any, list[Prompt], Callable[..., dict[str, Any]]]:
-    """The model, the prompts of a benchmark, and what makes a record of an answer."""
+def _problems(cfg: Config, answerer: Any, benchmark: str) -> tuple[list[Prompt], Callable[..., dict[str, Any]]]:
+    """The prompts of a benchmark, and what makes a record of an answer."""
     problems = benchmarks.benchmark_problems(cfg, benchmark)
-    answerer = (autoregressive.Autoregressive if cfg.model else diffusion.Diffusion)(cfg, length)
     prompts = []
     for task, problem in problems.items():
         ids, begin = answerer.prompt(problem["prompt"])
@@ -180,11 +213,11 @@ def _problems(cfg: Config, benchmark: str, length: int) -> tuple[Any, list[Promp
         text = p.begin + answer.pop("text")
         return {"solution": extract(text, problems[p.task]["entry_point"], cfg.extract), "answer": text, **answer}
 
-    return answerer, prompts, line
+    return prompts, line
 
 
-def _holes(cfg: Config, benchmark: str, length: None) -> tuple[Any, list[infill.Gap], Callable[..., dict[str, Any]]]:
-    """The same for a hole set: the model, the holes on their canvas, and what makes a record of a completion."""
+def _holes(cfg: Config, benchmark: str) -> tuple[Any, list[infill.Gap], Callable[..., dict[str, Any]]]:
+    """The same for a hole set, after the model that fills them: the holes on their canvas."""
     answerer = infill.Infiller(cfg)
     gaps = [answerer.gap(hole, k) for (_, k), hole in numbered(holes.load(cfg, benchmark)).items()]
     gaps.sort(key=lambda g: (-max(answerer.lengths(g)), -len(g.ids)))  # of like lengths together
@@ -267,13 +300,13 @@ def read_samples(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """A process that `launch.sampling` started: its switches, benchmark and length come as one argument."""
+    """A process that `launch.sampling` started: its switches and jobs come as one argument."""
     task = json.loads(sys.argv[1])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if starter := os.environ.get("TREEDIFF_STARTER"):
         heartbeat.follow(starter)
     try:
-        share(Config(**task["switches"]), task["benchmark"], task["length"])
+        share(Config(**task["switches"]), [tuple(job) for job in task["jobs"]])
     except UserError as e:
         sys.exit(f"rank{os.environ.get('RANK', 0)}: {e}")
 

@@ -92,7 +92,7 @@ class Evaluation:
         records = sorted(records, key=lambda r: len(r["input_ids"]))  # less padding
         for start in range(0, len(records), cfg.micro_batch):
             some = records[start : start + cfg.micro_batch]
-            ids, labels, attention_mask = batch.padded(some, eos, cfg.eos_padding)
+            ids, labels, attention_mask = batch.padded(some, eos, cfg.eos_padding, cfg.max_length)
             # Only what the rows hold is scored: no EOS.
             answer = labels != tokens.PROMPT
             for i, r in enumerate(some):
