@@ -582,7 +582,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "processes": 1,
         "precision": "fp32",
         "zero_stage": 0,
-        "eos_padding": "batch",
         "gradient_checkpointing": "none",
         "eval_every": 1000,
         "eval_rows": 256,

@@ -53,7 +53,7 @@ def command(cfg: Config, run_dir: Path, backbone: str = "") -> list[str]:
     hub id was resolved to.
     """
     if cfg.processes == 1 and not cfg.hostfile:
-        return [sys.executable, "-m", "treediff.training.train", str(run_dir)]
+        return [sys.executable, "-m", "treediff.training.train", str(run_dir), *([backbone] if backbone else [])]
     each = cfg.processes // cfg.nodes
     where = ["--num_gpus", str(each)]
     # DeepSpeed forgets which GPUs are visible when it is told how many to take.
