@@ -33,6 +33,7 @@ class Parser(argparse.ArgumentParser):
     """argparse whose complaint is a sentence like every other bad input's."""
 
     def error(self, message: str) -> NoReturn:
+        """Complain as every bad input does."""
         raise UserError(message)
 
 
@@ -168,6 +169,8 @@ def switches(args: argparse.Namespace, extra: list[str]) -> Config:
 
 
 def annotate(args: argparse.Namespace, cfg: Config) -> None:
+    """Print a file coloured by tier."""
+
     from treediff.figures import plots
     from treediff.masking import tiers
 
@@ -187,6 +190,8 @@ def annotate(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def prepare(args: argparse.Namespace, cfg: Config) -> None:
+    """Make a data set; print its statistics."""
+
     from treediff import pipeline
     from treediff.data import prepare
 
@@ -196,6 +201,8 @@ def prepare(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def train(args: argparse.Namespace, cfg: Config) -> None:
+    """Train a run, or say what it would take."""
+
     from treediff import pipeline
     from treediff.data import reach
     from treediff.training import plan
@@ -210,6 +217,8 @@ def train(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def export(args: argparse.Namespace, cfg: Config) -> None:
+    """Write a run's merged model."""
+
     from treediff.data import sources
     from treediff.masking import tokens
     from treediff.model import checkpoint
@@ -226,6 +235,8 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def sample(args: argparse.Namespace, cfg: Config) -> None:
+    """Sample the benchmarks, or answer one prompt."""
+
     from treediff import pipeline
     from treediff.sampling import terminal
 
@@ -239,6 +250,8 @@ def sample(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def infill(args: argparse.Namespace, cfg: Config) -> None:
+    """Fill holes of a hole set, or of one file."""
+
     from treediff import pipeline
     from treediff.data import holes
     from treediff.masking import tiers
@@ -273,6 +286,8 @@ def infill(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def score(args: argparse.Namespace, cfg: Config) -> None:
+    """Score a run, or a file of samples."""
+
     from treediff import pipeline
     from treediff.data import stdlib
     from treediff.files import read_json
@@ -301,6 +316,8 @@ def score(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def study(args: argparse.Namespace, cfg: Config) -> None:
+    """Make, plan, collect or publish a study."""
+
     from treediff import jobs
     from treediff.report import study as results
     from treediff.strategies import MASKINGS
@@ -323,12 +340,16 @@ def study(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def report(args: argparse.Namespace, cfg: Config) -> None:
+    """Write the report."""
+
     from treediff import pipeline
 
     print(pipeline.reported(cfg))
 
 
 def reproduce(args: argparse.Namespace, cfg: Config) -> None:
+    """Run all notebooks."""
+
     import papermill
 
     from treediff.strategies import MASKINGS
@@ -382,6 +403,7 @@ def _kernel() -> str:
 
 
 def list_switches(args: argparse.Namespace, cfg: Config) -> None:
+    """Print every switch."""
     table = Parser(prog="treediff COMMAND", add_help=False)
     add_switches(table, cfg, *STAGES)
     table.print_help()

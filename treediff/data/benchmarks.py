@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from treediff.config import Config
-from treediff.data import sources, tinycode
+from treediff.data import tinycode
 from treediff.errors import UserError
 from treediff.files import whole
 
@@ -41,7 +41,7 @@ def benchmark_file(cfg: Config, benchmark: str) -> Path | None:
     """The file of a benchmark's problems: TinyCode's below runs/<preset>, others' as `benchmark_files` says; None is
     EvalPlus's own download."""
     if benchmark == "tinycode":
-        return cfg.preset_dir / f"tinycode-{sources.tinycode_stamp()[:12]}.jsonl"
+        return cfg.preset_dir / f"tinycode-{tinycode.stamp()[:12]}.jsonl"
     path = cfg.benchmark_files.get(benchmark)
     return Path(path) if path else None
 

@@ -106,13 +106,8 @@ def data_stamp(cfg: Config) -> Any:
     """What stands for the rows: a file's size and time; TinyCode's own source; Python's version and the standard
     library's files; nothing for a hub data set."""
     if cfg.data == "tinycode":
-        return tinycode_stamp()
+        return tinycode.stamp()
     if cfg.data in stdlib.SOURCES:
         return stdlib.stamp()
     source = Path(cfg.data)
     return [source.stat().st_size, source.stat().st_mtime_ns] if source.is_file() else []
-
-
-def tinycode_stamp() -> str:
-    """Changes with the source of the problem set."""
-    return hashlib.sha256(Path(__file__).with_name("tinycode.py").read_bytes()).hexdigest()

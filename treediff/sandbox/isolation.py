@@ -93,6 +93,7 @@ def call(name: str, *args: Any) -> int:
 
 
 def prctl(option: int, *args: Any) -> None:
+    """The call of that name; OSError if it fails."""
     call("prctl", option, *args, *[0] * (4 - len(args)))
 
 
@@ -267,6 +268,7 @@ def processor_time(seconds: float) -> int:
 
 
 def absent(layers: dict[str, str], name: str) -> bool:
+    """Whether a layer does not hold here."""
     return layers.get(name, "absent").startswith("absent")
 
 

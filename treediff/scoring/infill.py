@@ -26,7 +26,7 @@ from treediff.sampling.run import name, numbered, samples_path
 from treediff.sandbox.runner import MEMORY
 from treediff.scoring import score as scoring
 from treediff.scoring import stats
-from treediff.scoring.verdicts import judged
+from treediff.scoring.verdicts import decided
 
 SECONDS = 3.0
 """What HumanEval-Infilling's own evaluation gives a program."""
@@ -85,7 +85,7 @@ def checked(
     texts = {key: program + hole.test for key, (hole, program) in programs.items()}
     found, sandbox = {}, {}  # by program: those that are the same are judged once
     jobs = [(text, {"program": text}, line) for text in dict.fromkeys(texts.values())]
-    for text, result in judged(jobs, workers or len(os.sched_getaffinity(0)), [], title, 0):
+    for text, result in decided(jobs, workers or len(os.sched_getaffinity(0)), [], title, 0):
         if text is None:
             sandbox = result
         else:
