@@ -4,9 +4,11 @@ ARG BASE_IMAGE=nvidia/cuda:13.0.3-runtime-ubuntu24.04@sha256:76f46f3e649824ebd36
 FROM ${BASE_IMAGE}
 
 # tini: a Python as process 1 would ignore `docker stop` and leave the sandbox's orphans as zombies. bubblewrap: for
-# kernels that let it make what they refuse to the sandbox (docs/sandbox.md).
+# kernels that let it make what they refuse to the sandbox (docs/sandbox.md). gcc and the headers of C and of Python:
+# Triton builds its launchers with them.
 RUN apt-get update \
- && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3 python3-venv tini bubblewrap \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3 python3-venv python3-dev \
+    gcc libc6-dev tini bubblewrap \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --uid 10001 --no-create-home --home-dir /tmp treediff \
  && install -d -o 10001 -g 10001 /out

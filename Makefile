@@ -1,5 +1,6 @@
 # A fresh machine needs make and Python >= 3.11 with venv; everything else goes into .venv, from a lock.
 #   make reproduce [ARGS="--seed 1"]   make test   make lab   make short   make gif   make oracles FROM=...   make clean
+#   make rehearse     make gpu     make wheels
 PYTHON ?= python3
 ifndef LOCK
 LOCK := docker/$(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu).lock
@@ -8,7 +9,7 @@ endif
 SHORT ?= --rows 200 --max_steps 6 --pretrain.rows 200 --pretrain.max_steps 12 --limit 8 --lengths 32,64
 BIN := .venv/bin
 
-.PHONY: reproduce test oracles short gif lab venv clean FORCE
+.PHONY: reproduce test oracles short rehearse gpu wheels gif lab venv clean FORCE
 
 reproduce: venv
 	$(BIN)/treediff reproduce $(ARGS)
@@ -26,6 +27,20 @@ oracles:
 short: venv
 	@out=$$(mktemp -d) && echo "output: $$out/runs" && \
 	TREEDIFF_RUNS=$$out/runs $(BIN)/treediff reproduce $(SHORT) $(ARGS) && rm -rf "$$out"
+
+# The paper's preset at small width on a CPU, from a stand-in hub: no prompt, no warning, nothing fetched twice.
+rehearse: venv
+	$(BIN)/python benchmarks/rehearse.py $(ARGS)
+
+# All that waits for a GPU, in pieces of less than ten minutes; goes on where it stopped (docs/training.md). PYTHON is
+# the GPU machine's own where .venv cannot be made: make gpu PY=python3
+PY ?= $(BIN)/python
+gpu:
+	$(PY) benchmarks/gpu.py $(ARGS)
+
+# What a GPU machine without a network lacks, as wheels (less than 64 MB together).
+wheels: venv
+	$(BIN)/python benchmarks/wheels.py $(ARGS)
 
 # The README's animation, from the tiny preset's own run (which it completes if need be).
 gif: venv

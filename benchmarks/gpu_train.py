@@ -33,8 +33,9 @@ VARIANTS = {
     "all_logits": "logits of every position, transformers' loss",
     "attention_mask": "attention with a materialised mask",
     "boolean_index": "masked positions found on the device (the host waits)",
+    "compile": "each block's elementwise work fused by torch.compile",
     "plain_adamw": "AdamW not fused",
-    "no_recomputation": "activations kept instead of recomputed",
+    "recomputation": "activations of every block computed again",
 }
 SCALES: dict[str, dict[str, Any]] = {
     "8b": {"accumulation": 4},
@@ -58,7 +59,7 @@ SHAPES = {
 def config(scale: str, variant: str) -> Config:
     """The paper's switches, on one device."""
     cfg = resolve("paper", processes=1, **SCALES[scale])
-    return cfg.but(gradient_checkpointing=variant != "no_recomputation")
+    return cfg.but(gradient_checkpointing="all" if variant == "recomputation" else "none")
 
 
 def backbone(scale: str, device: torch.device) -> nn.Module:
@@ -121,8 +122,9 @@ def measure(scale: str, variant: str, steps: int) -> dict[str, Any]:
     cfg = config(scale, variant)
     rate = matrix_rate(device, 8192 if cuda else 256)
     net = lora.add_lora(backbone(scale, device), cfg)
-    if cfg.gradient_checkpointing:
-        train.recompute(net)
+    train.recompute(net, cfg.gradient_checkpointing)
+    if variant == "compile":
+        lora.compile_blocks(net)
     size = plan.Size.of(net)
     own = variant in ("all_logits", "boolean_index")
     denoiser = (Obvious(net, variant) if own else loss.Denoiser(net)).train()
@@ -143,7 +145,7 @@ def measure(scale: str, variant: str, steps: int) -> dict[str, Any]:
             began = time.perf_counter()
             if cuda:
                 torch.cuda.reset_peak_memory_stats()
-        for _ in range(cfg.accumulation):
+        for _ in range(cfg.accumulation):  # one length, as it is without a mask: cuDNN may serve
             ids = torch.randint(0, SHAPES[scale]["embedding_size"] - 1, shape, generator=draw)
             mask = torch.rand(shape, generator=draw) < torch.rand((), generator=draw)
             seen = torch.ones(shape, dtype=torch.bool)

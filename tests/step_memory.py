@@ -28,8 +28,7 @@ def step(cfg, flash: bool) -> int:
         net = net.to(torch.bfloat16 if cfg.precision == "bf16" else torch.float32)
         net.config._attn_implementation = "sdpa" if flash else "eager"
         net = lora.add_lora(net, cfg) if cfg.lora_rank else net
-        if cfg.gradient_checkpointing:
-            train.recompute(net)
+        train.recompute(net, cfg.gradient_checkpointing)
         denoiser = loss.Denoiser(net).train()
         config = train.deepspeed_config(cfg, plan.Size.of(net).trained)
         engine, *_ = deepspeed.initialize(model=denoiser, optimizer=train.optimiser(cfg, denoiser), config=config)

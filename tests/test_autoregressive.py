@@ -1,6 +1,7 @@
 """Autoregressive models through the same path, and one prompt in the terminal; with tiny random models."""
 
 import io
+import json
 import re
 
 import pytest
@@ -9,11 +10,11 @@ from test_sampling_run import lines, run, tiny_tokenizer  # noqa: F401 (a fixtur
 
 from treediff import cli, pipeline
 from treediff.config import resolve
-from treediff.data import benchmarks
+from treediff.data import benchmarks, contamination
 from treediff.errors import UserError
 from treediff.masking import tokens
 from treediff.report import comparisons
-from treediff.sampling import terminal
+from treediff.sampling import autoregressive, terminal
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +138,15 @@ def answers_text(cfg) -> str:
     out = io.StringIO()
     terminal.stream(cfg, "Add one.", out)
     return out.getvalue()
+
+
+def test_a_model_that_only_its_own_code_can_load_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked"))
+    tiny_tokenizer(tmp_path / "t")
+    names = {"AutoConfig": "own.C", "AutoModel": "own.M", "AutoModelForCausalLM": "own.M"}
+    (tmp_path / "t" / "config.json").write_text(json.dumps({"model_type": "llada", "auto_map": names}))
+    (tmp_path / "t" / "own.py").write_text('raise SystemExit("code of a folder was run")')
+    with pytest.raises(UserError, match=r"model: .* code of its own only, which is never run here"):
+        autoregressive.Autoregressive(resolve("tiny", model=str(tmp_path / "t")), 32)
+    with pytest.raises(UserError, match=r"embedder: .* code of its own only, which is never run here"):
+        contamination.embedded(resolve("tiny", embedder=str(tmp_path / "t")), [])

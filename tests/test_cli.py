@@ -157,3 +157,19 @@ def test_the_help_tells_default_choices_and_the_paper_s_section(monkeypatch, cap
     assert "--optimiser adamw|muon\n" in told
     assert "[tiny: 0.005; paper: 4.1]" in told
     assert "[paper: 5e-05; paper: 4.1]" in told_by_help(capsys, "train", "--preset=paper")
+
+
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [
+        ("infill f.py --line 3 --masking none", "f.py"),
+        ("infill --line 3 --masking none f.py", "f.py"),
+        ("infill --pretrain.max-steps 8 --line 3 f.py", "f.py"),
+        ("infill --pretrain.max_steps 8 --holes ast", None),
+    ],
+)
+def test_a_hole_s_file_is_no_switch_s_value(line, file):
+    args, extra = cli.parser("infill", "tiny").parse_known_args(cli.underscored(line.split()))
+    cfg = cli.switches(args, extra)
+    assert (str(args.file) if args.file else None) == file
+    assert cfg.pretrain["max_steps"] == (8 if "max" in line else resolve("tiny").pretrain["max_steps"])

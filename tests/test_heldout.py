@@ -7,8 +7,9 @@ import pytest
 import torch
 from test_llada import golden
 
+from treediff import pipeline
 from treediff.config import resolve
-from treediff.data import prepare, sources
+from treediff.data import sources
 from treediff.masking import tokens
 from treediff.model import checkpoint, forward
 from treediff.training import batch, heldout, loss
@@ -22,7 +23,7 @@ def test_rows_are_never_trained_on_and_the_same_for_every_run(runs):
     assert len(held) == 12
     mine = {int(r["uid"]) for r in held}
     for run in (cfg, cfg.with_masking("none")):
-        assert not mine & set(prepare.prepare(run)["uid"][:].tolist())
+        assert not mine & set(pipeline.prepared(run)["uid"][:].tolist())
     for other in (cfg.with_masking("random"), cfg.but(seed=5)):
         assert [int(r["uid"]) for r in heldout.rows(other)] == [int(r["uid"]) for r in held]
     assert heldout.rows(cfg.but(eval_every=0)) == []
@@ -37,10 +38,11 @@ def test_rows_of_a_file_are_those_that_were_not_chosen(runs, tmp_path):
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    pipeline.tokenizer(resolve("tiny", **SMALL))
     tok = sources.tokenizer_folder(resolve("tiny", **SMALL))
     cfg = resolve("tiny", data=str(path), rows=7, eval_rows=9, tokenizer=tok, backbone="elsewhere")
     held = heldout.rows(cfg)
-    chosen = set(prepare.prepare(cfg)["uid"][:].tolist())
+    chosen = set(pipeline.prepared(cfg)["uid"][:].tolist())
     assert len(held) == 5
     assert not chosen & {r["uid"] for r in held}
     again = heldout.rows(cfg.but(seed=8, masking="random"))

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 from treediff import cli, pipeline
 from treediff.config import resolve
-from treediff.errors import UserError
+from treediff.errors import Preempted, UserError
 from treediff.files import write_json
 from treediff.masking import tokens
 from treediff.model import checkpoint
@@ -281,6 +282,67 @@ def test_two_nodes_of_one_process_without_evaluation_are_one_of_two_with_it(done
     assert not (done.run_dir / "evals.jsonl").exists()
 
 
+def cli_of(cfg, *more):
+    """A `treediff train` of these switches, in a process of its own."""
+    argv = [sys.executable, "-m", "treediff.cli", "train", "--masking", "ast", *more]
+    for name, value in SHORT.items():
+        argv += [f"--{name}", json.dumps(value)]
+    return argv
+
+
+def test_sigterm_ends_a_run_after_a_checkpoint_and_the_same_command_goes_on(done, monkeypatch, tmp_path):
+    """To the very same weights; the exit code says that it was asked to stop."""
+    shutil.copytree(done.preset_dir, tmp_path / "runs" / "tiny")
+    want = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
+    log, evals = logged(done.run_dir), steplog.read_log(done.run_dir, "evals.jsonl")
+    monkeypatch.setenv("TREEDIFF_RUNS", str(tmp_path / "runs"))
+    shutil.rmtree(done.run_dir)
+    starter = subprocess.Popen(cli_of(done), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 300
+    while len(steplog.read_log(done.run_dir)) < 4 and time.monotonic() < until:
+        assert starter.poll() is None
+        time.sleep(0.01)
+    alive = list(ranks(done.run_dir).values())
+    starter.terminate()
+    _, said = starter.communicate(timeout=200)
+    assert starter.returncode == Preempted.EXIT, said.decode()[-2000:]
+    assert gone(alive)
+    steps = checkpoints.steps(done.run_dir / "checkpoints")
+    assert f"stopped as asked; the same command goes on from checkpoints/step-{steps[-1]}" in said.decode()
+    assert len(steplog.read_log(done.run_dir)) == steps[-1] < done.max_steps
+    pipeline.trained(done)
+    got = load_file(done.run_dir / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(got[k], want[k]) for k in want)
+    assert logged(done.run_dir) == log
+    assert steplog.read_log(done.run_dir, "evals.jsonl") == evals
+
+
+def test_nodes_that_do_not_share_the_runs_folder_are_refused(done, monkeypatch, tmp_path):
+    port = str(launch.free_port())
+    nodes = []
+    for n in range(2):
+        shutil.copytree(done.preset_dir, tmp_path / f"runs{n}" / "tiny")
+        shutil.rmtree(tmp_path / f"runs{n}" / "tiny" / done.run_dir.name)
+        argv = cli_of(done, "--nodes", "2", "--master_port", port, "--node_rank", str(n))
+        env = {**os.environ, "TREEDIFF_RUNS": str(tmp_path / f"runs{n}")}
+        nodes.append(subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=env))
+    for node in nodes:
+        _, said = node.communicate(timeout=300)
+        assert node.returncode == 2
+        assert "this folder is not the same for every rank (1 see another one than rank 0)" in said.decode()
+
+
+def test_by_ssh_ranks_are_told_where_the_models_lie(done, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", "/share/hf")
+    env = launch.passed_on(tmp_path, launch.environment(done))
+    lines = Path(env["DS_ENV_FILE"]).read_text().splitlines()
+    assert "HF_HOME=/share/hf" in lines
+    assert all("=" in line for line in lines)
+    assert launch.command(done, tmp_path, "/share/hf/snapshot")[-2:] == [str(tmp_path), "/share/hf/snapshot"]
+    with pytest.raises(UserError, match=r"backbone: /share/hf/none is not on .*; set HF_HOME"):
+        train.network(done, None, torch.device("cpu"), "/share/hf/none")
+
+
 @pytest.mark.slow
 def test_one_process_with_two_micro_batches_makes_the_same_updates_as_two_processes(done, monkeypatch, tmp_path):
     shutil.copytree(done.preset_dir, tmp_path / "runs" / "tiny")
@@ -338,6 +400,8 @@ def test_the_command_is_deepspeed_s(done, monkeypatch):
     assert launch.command(done, done.run_dir)[3:5] == ["--num_gpus", "2"]
     assert command[-3:] == ["--module", "treediff.training.train", str(done.run_dir)]
     assert train.deepspeed_config(done, 100)["zero_optimization"]["stage"] == 2
+    assert "data_types" not in train.deepspeed_config(done, 100)  # float32 as it is
+    assert train.deepspeed_config(done.but(precision="bf16"), 100)["data_types"] == {"grad_accum_dtype": "fp32"}
 
 
 def test_the_command_for_several_nodes(done, tmp_path):

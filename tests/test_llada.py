@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from treediff.config import resolve
 from treediff.errors import UserError
-from treediff.model import forward, llada, lora
+from treediff.model import attention, forward, llada, lora, narrow
 from treediff.model.checkpoint import check_tokenizer, load_backbone, save_backbone
+from treediff.training import plan
 
 GOLDEN = Path(__file__).parent / "golden" / "llada"
 CASES = ["tiny/checkpoint", "tiny/checkpoint_sharded", "real_ids/checkpoint"]
@@ -210,7 +211,7 @@ def test_another_model_s_tokenizer_is_refused():
     check_tokenizer(net, tok(511, 510, 509))
     with pytest.raises(UserError, match="ids go up to 600, the backbone's embedding has 512 rows"):
         check_tokenizer(net, tok(600, 510, 509))
-    with pytest.raises(UserError, match="mask token is 508, the backbone's is 510"):
+    with pytest.raises(UserError, match="mask token is 508, the backbone's 510"):
         check_tokenizer(net, tok(511, 508, 509))
     with pytest.raises(UserError, match="end-of-text token is 1, the backbone's is 509"):
         check_tokenizer(net, tok(511, 510, 1))
@@ -288,3 +289,67 @@ def test_a_new_backbones_head_names_the_token_it_is_shown():
     shown = net.model.embed_tokens.weight
     assert torch.equal(net.lm_head(shown).argmax(-1), torch.arange(640))
     assert net.lm_head.weight.data_ptr() != shown.data_ptr()
+
+
+# --- rotary embedding in float32 ------------------------------------------------------------------------------------
+def test_the_rotary_embedding_of_bf16_is_the_float32_twin_s():
+    """Bit for bit but where an angle's last digit decides a rounding to bf16; transformers' own is far off."""
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+    g = load_file(golden("rotary.safetensors"))
+    shape = {**plan.LLADA_8B, "n_layers": 1, "max_sequence_length": 4096, "rms_norm_eps": 1e-5, "rope_theta": 500000.0}
+    config = llada.empty({**shape, "vocab_size": shape["embedding_size"]}, torch.bfloat16).config
+    x, positions = g["x"][None], g["positions"][None]
+    cos, sin = attention.Rotary(config)(x, positions)
+    assert cos.dtype == torch.float32
+    got = attention.rotate(x, cos[:, None], sin[:, None])[0]
+    assert got.dtype == torch.bfloat16
+    assert (got != g["out"]).float().mean() < 0.005  # NumPy's and torch's powers differ in the last digit
+    assert (got.float() - g["out"].float()).abs().max() < 0.02
+    theirs = apply_rotary_pos_emb(x, x, *LlamaRotaryEmbedding(config)(x, positions))[0][0]
+    assert (theirs != g["out"]).float().mean() > 0.2
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_a_bf16_model_rotates_in_float32_and_attends_in_bf16(monkeypatch, implementation):
+    model = load_backbone(str(golden("tiny/checkpoint")), torch.bfloat16)
+    model.config._attn_implementation = implementation
+    seen = []
+    real = attention.rotate
+    monkeypatch.setattr(attention, "rotate", lambda *a: seen.append((*a, real(*a))) or seen[-1][-1])
+    ids = torch.randint(0, 500, (1, 90), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        hidden = forward.hidden_states(model, ids)
+        assert forward.window_states(model, ids, 0, None, forward.KeyValues()).equal(hidden)
+    assert hidden.dtype == torch.bfloat16
+    assert len(seen) == 2 * 2 * model.config.num_hidden_layers
+    for x, cos, sin, out in seen:
+        assert cos.dtype == sin.dtype == torch.float32
+        half = x.shape[-1] // 2
+        pair = torch.complex(x[..., :half].float(), x[..., half:].float())
+        turned = pair * torch.complex(cos[..., :half], sin[..., :half])
+        want = torch.cat([turned.real, turned.imag], -1)
+        assert (out.float() - want).abs().max() <= want.abs().max() * 2**-8
+
+
+def test_the_adapter_s_scale_on_the_narrow_side_changes_no_bit(tmp_path):
+    """The paper's scale is 2; and what PEFT itself loads and merges is the same adapter."""
+    from peft.tuners.lora.layer import Linear
+
+    cfg = resolve("tiny", lora_dropout=0.0)
+    wrapped = lora.add_lora(load_backbone(str(golden("tiny/checkpoint"))), cfg)
+    layers = [m for m in wrapped.modules() if isinstance(m, narrow.NarrowLinear)]
+    assert len(layers) == 7 * wrapped.config.num_hidden_layers
+    draw = torch.Generator().manual_seed(1)
+    for name, p in wrapped.named_parameters():
+        if "lora_B" in name:
+            p.data.normal_(0, 0.05, generator=draw)
+    ids, found = torch.arange(40)[None], []
+    for kind in (narrow.NarrowLinear, Linear):
+        for m in layers:
+            m.__class__ = kind
+        wrapped.zero_grad()
+        out = forward.hidden_states(wrapped, ids)
+        out.square().sum().backward()
+        found.append([out.detach(), *(p.grad.clone() for p in wrapped.parameters() if p.requires_grad)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -16,12 +16,14 @@ from treediff.training import launch, memory, plan
 BASE = {"d_model": 256, "n_layers": 4, "n_heads": 4, "mlp_hidden": 768, "vocab_size": 2000, "max_length": 512}
 BASE |= {"micro_batch": 1, "accumulation": 2, "zero_stage": 2, "precision": "bf16", "flash": True}
 CASES = {
-    "the paper's kind": {"lora_rank": 16, "lora_dropout": 0.1, "gradient_checkpointing": True, "n_layers": 8},
+    "the paper's kind": {"lora_rank": 16, "lora_dropout": 0.1, "gradient_checkpointing": "all", "n_layers": 8},
     "without recomputation": {"lora_rank": 16, "lora_dropout": 0.1},
-    "large vocabulary": {"lora_rank": 16, "lora_dropout": 0.1, "gradient_checkpointing": True, "vocab_size": 20_000},
+    "every second block": {"lora_rank": 16, "lora_dropout": 0.1, "gradient_checkpointing": "every_2", "n_layers": 8},
+    "every third block": {"lora_rank": 16, "lora_dropout": 0.1, "gradient_checkpointing": "every_3", "n_layers": 8},
+    "large vocabulary": {"lora_rank": 16, "lora_dropout": 0.1, "gradient_checkpointing": "all", "vocab_size": 20_000},
     "no dropout, scores materialised": {"lora_rank": 8, "lora_dropout": 0.0, "precision": "fp32", "flash": False},
     "all weights": {"lora_rank": 0, "zero_stage": 0, "precision": "fp32"},
-    "all weights, ZeRO 2": {"lora_rank": 0, "gradient_checkpointing": True, "micro_batch": 2},
+    "all weights, ZeRO 2": {"lora_rank": 0, "gradient_checkpointing": "all", "micro_batch": 2},
     "more tokens than a chunk": {"lora_rank": 16, "lora_dropout": 0.1, "micro_batch": 6, "vocab_size": 3000},
 }
 
@@ -56,7 +58,7 @@ def test_parameters_are_those_of_the_model(rank):
         assert s.lora(rank) == sum(trained)
 
 
-@given(st.sampled_from(["micro_batch", "max_length", "processes"]), st.booleans(), st.sampled_from([0, 2]))
+@given(st.sampled_from(["micro_batch", "max_length", "processes"]), st.sampled_from(plan.WAYS), st.sampled_from([0, 2]))
 def test_more_work_takes_more_memory_and_more_processes_no_more(switch, recompute, zero):
     cfg = resolve("paper", gradient_checkpointing=recompute, zero_stage=zero)
     more = cfg.but(**{switch: 2 * getattr(cfg, switch)})

@@ -12,8 +12,8 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
-def test_there_are_seven():
-    assert [p.stem[:3] for p in NOTEBOOKS] == [f"0{i}_" for i in range(1, 8)]
+def test_there_are_eight():
+    assert [p.stem[:3] for p in NOTEBOOKS] == [f"0{i}_" for i in range(1, 9)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -143,6 +143,8 @@ def test_the_dockerfile_takes_its_base_and_lock_from_arguments():
     assert re.fullmatch(r"ARG BASE_IMAGE=nvidia/cuda:13\.\S+@sha256:[0-9a-f]{64}", steps[0])
     assert steps[1] == "FROM ${BASE_IMAGE}"
     assert not [line for line in lines if line.startswith("# syntax=")]
+    installed_by_apt = " ".join(lines).partition("apt-get install")[2].partition("rm -rf")[0].split()
+    assert {"gcc", "libc6-dev", "python3-dev", "tini", "bubblewrap"} <= set(installed_by_apt)  # Triton's compiler
     default = next(step for step in steps if step.startswith("ARG LOCK=")).partition("=")[2]
     assert (ROOT / default).is_file()
     # a change of the code must not install the packages again

@@ -138,6 +138,40 @@ def test_real_rows(shared, runs):
 # --- the choice ----------------------------------------------------------------------------------------------------
 
 
+def test_the_first_rows_are_chosen_and_nothing_is_read_behind_them(tok, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "PART_BYTES", 4000)
+    monkeypatch.setattr(prepare, "HELD_BACK", 5)
+    path = many(tmp_path / "d.jsonl", 400)
+    read = []
+    real = sources.raw_rows
+    monkeypatch.setattr(sources, "raw_rows", lambda cfg: (read.append(n) or (n, r) for n, r in real(cfg)))
+    cfg = switches_of(path, tok, rows=20, choice="first", workers=1)
+    data = prepare.prepare(cfg)
+    assert len(read) < 100
+    usable = prepare.prepare(switches_of(path, tok))["id"][:]
+    assert list(data["id"][:]) == list(usable[5:25])
+    rows = prepare.stats(cfg)["rows"]
+    assert rows["kept"] == 20
+    assert rows["not_chosen"] >= 5
+    first = (prepare.data_folder(cfg) / "stats.json").read_text()
+    shutil.rmtree(prepare.data_folder(cfg))
+    del read[:]
+    prepare.prepare(cfg)  # from the parts
+    assert not read
+    assert (prepare.data_folder(cfg) / "stats.json").read_text() == first
+    shutil.rmtree(runs)
+    prepare.prepare(cfg.but(workers=2))
+    assert json.loads((prepare.data_folder(cfg) / "stats.json").read_text())["rows"] == rows
+
+
+def test_the_first_rows_of_a_short_source_are_all_of_it(tok, runs, tmp_path):
+    path = many(tmp_path / "d.jsonl", 30)
+    every = prepare.prepare(switches_of(path, tok))["id"][:]
+    got = prepare.prepare(switches_of(path, tok, rows=len(every) - 3, choice="first"))["id"][:]
+    assert list(got) == list(every[3:])
+    assert list(prepare.prepare(switches_of(path, tok, rows=500, choice="first"))["id"][:]) == list(every)
+
+
 @given(st.sets(st.integers(0, 10**6), max_size=80), st.integers(0, 90), st.integers(0, 9))
 def test_the_choice_is_a_seeded_subset_that_asks_nothing_but_the_numbers(numbers, rows, seed):
     numbers = np.array(sorted(numbers), np.int64)

@@ -1,6 +1,7 @@
-"""On how many tokens two rules differ: against enumeration by hand and a loop without tensors, and what is said of it."""
+"""On how many tokens two rules differ: against a count by hand and a loop over sets, and what is said of it."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from treediff import cli
 from treediff.config import resolve
-from treediff.data import reach, tinycode
+from treediff.data import prepare, reach, tinycode
 from treediff.masking import rules
 from treediff.masking.tokens import CODE
 from treediff.report.paper import PAPER
@@ -99,6 +100,20 @@ def test_the_plan_says_it_once_the_data_is_there(runs, tmp_path, capsys):
     assert stats["reach"]["code_share"] == pytest.approx(code / (code + rest["reasoning"]), abs=1e-4)
     cli.main(["train", *switches, "--plan"])
     assert "random and ast differ on" in capsys.readouterr().out
+
+
+def test_the_figure_of_fidelity_is_that_of_the_rows(runs, shared):
+    path, tokenizer = shared / "data/think_code/can_ai_code_full.jsonl", shared / "tokenizers/llada_standin_8k"
+    cfg = resolve("paper", data=str(path), tokenizer=str(tokenizer), rows=0, workers=1, benchmarks=[])
+    found = reach.reach(cfg, prepare.prepare(cfg))
+    pair = found["pairs"]["random, ast"]
+    text = (Path(__file__).parents[1] / "docs" / "fidelity.md").read_text()
+    share = f"{100 * found['code_share']:.1f} %"
+    said = f"code is {found['code_tokens']:,} of {found['answer_tokens']:,} answer tokens ({share})"
+    assert f"In the {found['rows']} rows at hand" in text
+    assert said in text
+    assert f"differ on {pair['per_row']:.1f} ± {pair['per_row_error']:.1f} tokens a row" in text
+    assert f"{pair['points_per_million']:.2f} points per million" in text
 
 
 assert CODE == 2  # what the codes above mean

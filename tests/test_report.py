@@ -15,7 +15,7 @@ from test_stats import simulated
 
 from treediff import pipeline
 from treediff.config import resolve
-from treediff.data import prepare, tinycode
+from treediff.data import benchmarks, prepare, tinycode
 from treediff.errors import UserError
 from treediff.files import read_json, write_json
 from treediff.masking import tokens
@@ -94,7 +94,7 @@ def test_equal_strategies_are_seldom_said_to_differ():
     rng, claimed = np.random.default_rng(5), 0
     for _ in range(1000):
         a, b = (dict(enumerate(of)) for of in simulated(rng, 120, 0.04))
-        record = comparisons.pooled_record("random", "ast", ("humaneval", 256), a, b, own_backbones=False)
+        record = comparisons.pooled_record("random", "ast", ("humaneval", 256), a, b, paired=False)
         [record] = comparisons._with_holm([record])
         claimed += ": a difference (p" in comparisons.sentence(record)
     assert 0 < claimed <= 60
@@ -189,6 +189,21 @@ def test_a_pooled_difference_is_claimed_where_p_allows_it():
     assert "so a difference can be claimed" in comparisons.answer([record])
     assert "no difference can be told" in comparisons.sentence(record | {"p_holm": 0.06})
     assert "so no difference can be told" in comparisons.answer([record | {"p_holm": 0.06}])
+
+
+def test_runs_are_compared_in_pairs_only_where_each_seed_has_its_own_backbone(runs):
+    cfg = resolve("tiny", lengths=[64])
+    benchmarks.write_tinycode(cfg)
+    for seed in (0, 1, 2):
+        synthetic(cfg.but(seed=seed), 40, 24)
+    assert all(r["paired"] for r in comparisons.pooled(cfg))
+    for seed in (1, 2):
+        for strategy in MASKINGS:
+            run = cfg.with_masking(strategy).but(seed=seed, backbone_seed=0)
+            write_json(run.run_dir / "config.json", run.as_dict())
+    records = [r for r in comparisons.pooled(cfg) if r["from"] != "none"]
+    assert records
+    assert not any(r["paired"] for r in records)
 
 
 def resampled(cfg, **changes):

@@ -1,4 +1,4 @@
-"""Nodes restored whole: which nodes, the greedy fill against the sampler's own loop, the ledger, and going on after a kill."""
+"""Nodes restored whole: which ones, the greedy fill against the sampler's own proposals, the ledger, a killed call."""
 
 import json
 
@@ -79,8 +79,7 @@ def filled(net, mask_id, hole):
 
 def test_holes_are_filled_as_the_sampler_fills_a_block():
     """Original tokens are what the model itself would fill in for some holes and others for the rest."""
-    folder = golden()
-    net = checkpoint.load_backbone(str(folder))
+    net = checkpoint.load_backbone(str(golden("tiny/checkpoint")))
     mask_id = net.llada_config["mask_token_id"]
     draw = np.random.default_rng(0)
     holes, expected = [], []
@@ -115,7 +114,7 @@ def test_the_ledger_is_whole_and_a_killed_call_goes_on(runs, monkeypatch):
     monkeypatch.setattr(restore, "PER_TIER", 12)
     monkeypatch.setattr(restore, "_PART", 10)
     every = stdlib.rows(held_out=True)[:60]
-    monkeypatch.setattr(stdlib, "rows", lambda held_out=False: every)
+    monkeypatch.setattr(stdlib, "rows", lambda held_out=False, every=every, **_: every)
     monkeypatch.setattr(restore.nodes, "__defaults__", (12, restore.SIZES))
     cfg = small(runs)
     real, asked = restore.restore, []

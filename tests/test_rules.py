@@ -311,3 +311,30 @@ def test_bernoulli_probabilities_sum_to_the_target_and_follow_the_weights(codes,
     idle = held & (w == 0)
     want[idle] = max(0.0, target.item() - want.sum()) / max(1, idle.sum())
     assert got == pytest.approx(want, abs=1e-6)
+
+
+@settings(max_examples=80, deadline=None)
+@given(rows, st.floats(0, 1), st.integers(-(2**63), 2**63 - 1), st.integers(0, 10_000))
+def test_one_node_and_no_other_code_is_masked_the_one_nearest_to_the_budget(codes, p, uid, step):
+    labels = labels_of(sorted(codes))
+    code, before = int((labels >= CODE).sum()), int((labels < CODE).sum())
+    spans = [tree_spans(code, before, 0)] if code else [np.zeros((0, 3), np.int32)]
+    cfg, level = resolve("paper", masking="ast_hole"), torch.tensor([p], dtype=torch.float64)
+    mask = rules.corrupt(cfg, labels, spans, torch.tensor([uid]), step, level)
+    assert not mask[labels == PROMPT].any()
+    same = rules.corrupt(CFG["random"], labels, None, torch.tensor([uid]), step, level)
+    assert torch.equal(mask[labels == REASONING], same[labels == REASONING])
+    at = (mask[0] & (labels[0] >= CODE)).nonzero()[:, 0].tolist()
+    if not code:
+        assert not at
+        return
+    assert at == list(range(at[0], at[-1] + 1))
+    assert (at[0], at[-1] + 1) in {(a, b) for a, b, _ in spans[0].tolist()}
+    sizes = spans[0][:, 1] - spans[0][:, 0]
+    assert abs(len(at) - math.floor(p * code)) == np.abs(sizes - math.floor(p * code)).min()
+
+
+def test_of_nodes_of_one_size_each_is_drawn_as_often():
+    spans = np.array([(0, 2, 0), (2, 4, 1), (4, 6, 2), (0, 6, 3)], np.int32)
+    got = frequencies(resolve("paper", masking="ast_hole"), [4] * 6, 2 / 6 + 1e-9, spans=spans)
+    assert np.abs(got - 1 / 3).max() < 0.02

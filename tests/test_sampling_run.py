@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -208,6 +209,56 @@ def test_short_memory_halves_the_batch(run, monkeypatch):
     assert sizes[:3] == [8, 4, 2]
 
 
+def test_memory_is_freed_before_a_smaller_batch_is_tried(run, monkeypatch):
+    """The failed call's tensors hang on its exception: nothing of them may live when the next call begins."""
+    real, kept, alive = decode.decode, [], []
+
+    def limited(net, prompts, *rest):
+        alive.append([ref() is not None for ref in kept])
+        if len(prompts) > 2:
+            big = torch.zeros(1000)
+            kept.append(weakref.ref(big))
+            raise torch.OutOfMemoryError
+        return real(net, prompts, *rest)
+
+    monkeypatch.setattr(decode, "decode", limited)
+    pipeline.sampled(run.but(sample_batch=8), "tinycode", 32)
+    assert len(kept) == 3
+    assert not any(x for seen in alive for x in seen)
+
+
+def test_one_load_serves_all_lengths_and_benchmarks(run, monkeypatch):
+    loads = []
+    real = diffusion.load_run
+    monkeypatch.setattr(diffusion, "load_run", lambda cfg: loads.append(1) or real(cfg))
+    both = run.but(lengths=[32, 64], limit=3)
+    paths = pipeline.all_sampled(both)
+    assert list(paths) == [("tinycode", 32), ("tinycode", 64)]
+    assert [len(lines(p)[0]["ids"]) for p in paths.values()] == [32, 64]
+    assert len(loads) == 1
+    assert pipeline.all_sampled(both) == paths
+    assert len(loads) == 1
+
+
+def test_on_a_gpu_samples_are_made_in_a_process_of_its_own(run, monkeypatch):
+    """So that the memory is free when it ends: a notebook's kernel would keep it."""
+    started = []
+    real = launch.sampling
+    monkeypatch.setattr(launch, "sampling", lambda *a: started.append(a[1:3]) or real(*a))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "device_count", lambda: 1)
+        pipeline.all_sampled(run.but(lengths=[32, 64], limit=2))
+    assert started == [([("tinycode", 32), ("tinycode", 64)], 1)]
+
+
+def test_cudnn_is_off_while_sampling(run, monkeypatch):
+    flags = []
+    real = decode.exactly
+    monkeypatch.setattr(decode, "exactly", lambda r: flags.append(torch.backends.cuda.cudnn_sdp_enabled()) or real(r))
+    pipeline.sampled(run.but(limit=1), "tinycode", 32)
+    assert flags == [False]
+
+
 def test_rows_that_fit():
     how = Decoding(126336, (126081,), 512, 512, 32)
     shape = SimpleNamespace(
@@ -230,7 +281,7 @@ COMMAND = [sys.executable, "-m", "treediff.sampling.run"]
 
 
 def start(cfg, rank, world):
-    task = json.dumps({"switches": cfg.as_dict(), "benchmark": "tinycode", "length": 32})
+    task = json.dumps({"switches": cfg.as_dict(), "jobs": [["tinycode", 32]]})
     env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*COMMAND, task], env=env, stderr=subprocess.DEVNULL, start_new_session=True)
 
@@ -291,5 +342,5 @@ def test_a_process_that_fails_says_why(run):
 
 def test_under_a_launcher_nothing_is_trained(runs, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="train it first"):
+    with pytest.raises(UserError, match="not trained yet"):
         pipeline.sampled(resolve("tiny", masking="none"), "tinycode", 64)

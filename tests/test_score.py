@@ -6,6 +6,7 @@ import http.server
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,12 +17,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from treediff.data import benchmarks
 from treediff.errors import UserError
+from treediff.sandbox.values import pack, unpack
 from treediff.scoring import score, verdicts
 from treediff.scoring.verdicts import agrees
 
@@ -145,6 +148,59 @@ ENTRIES = [
 ]
 
 
+def form(x):
+    """Nested lengths."""
+    return [form(i) for i in x] if isinstance(x, (list, tuple)) else ()
+
+
+def spreads(out, exp) -> bool:
+    """Whether numpy would make values of different shapes alike before it compares them."""
+    import numpy as np
+
+    try:
+        return np.broadcast(np.asarray(out), np.asarray(exp)) is not None
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("out", "exp", "same"),
+    [
+        ([[np.empty((0, 1))]] * 2, [0.0, 1.0], False),
+        ([np.empty((0, 2))], [[0.0, 1.0]], False),
+        (np.empty((0, 2)), np.zeros((1, 2)), False),
+        ([[]], [[0.0]], False),
+        ([[1.0]], [1.0], False),
+        ([1.0 + 1e-9], [1.0], True),
+        ([1 + 1e-9, 2.0], [1.0, 2], True),
+        ([(1 + 1e-9, 2.0)], [[1.0, 2]], True),
+        ([np.float64(1 + 1e-9)], [1.0], True),
+        ([np.array([1 + 1e-9, 2])], [[1.0, 2.0]], False),  # as in EvalPlus, for whom an array is not yes or no
+        (np.array([1 + 1e-9, 2]), np.array([1.0, 2.0]), False),
+        ([True], [1.0], True),
+        ([None], [1.0], False),
+        (["1"], [1.0], False),
+        ([[0.0] * 3] * 2, [[0.0] * 3] * 3, False),
+    ],
+)
+def test_nothing_is_spread_to_the_shape_of_what_is_expected(out, exp, same):
+    """numpy.allclose finds an array of no numbers close to every array it can be spread to."""
+    crossed = unpack(json.loads(json.dumps(pack(out))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert agrees("mbpp", "f", [], crossed, unpack(pack(exp)), 1e-6)[0] is same
+
+
+@pytest.mark.parametrize("out", [range(10**12), np.zeros((1 << 21, 1)), [np.zeros((1 << 21, 1))]])
+@pytest.mark.parametrize("entry", ["f", "similar_elements"])
+def test_a_small_answer_takes_no_memory_to_compare(out, entry):
+    """A range of 10^12 in place of a set, an array that grows to rows times columns beside a list."""
+    exp = list(range(1 << 12))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert agrees("mbpp", entry, [], unpack(pack(out)), exp if entry == "f" else tuple(exp), 1e-6)[0] is False
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 << 10  # KiB; the answer itself has 16 MiB
+
+
 @given(
     st.sampled_from(ENTRIES),
     st.lists(st.tuples(VALUES, VALUES) | VALUES.map(lambda v: (v, v)), min_size=1, max_size=3),
@@ -176,6 +232,7 @@ def test_comparison_is_evalplus_own(which, pairs, atol):
                 same, atol = agrees(kind, entry, inp, out, exp, atol)
                 ours.append(same)
                 if not same:
+                    assume(form(out) == form(exp) or not spreads(out, exp))  # the departure, which has its own test
                     break
     finally:
         theirs.reliability_guard, theirs.create_tempdir = guard, folder
@@ -242,6 +299,76 @@ def test_limit_to(bench):
         bench({0: RIGHT}, limit_to=["TinyCode/77"])
 
 
+def test_a_task_without_tests(bench):
+    """As Mbpp/793's plus tests: a program that is not even defined fails, with its own reason."""
+    rows = [{**json.loads(row), "plus_input": []} for row in bench.data.read_text().splitlines()]
+    bench.data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = bench({0: RIGHT, 1: WRONG, 2: "    return (\n", 3: "    pass\nwhile True: pass\n"})["tasks"]
+    assert [(r["base"], r["plus"]) for r in found.values()][:3] == [
+        ("pass", "pass"),
+        ("fail", "pass"),
+        ("fail", "fail"),
+    ]
+    assert found["TinyCode/2"]["reason"].startswith("syntax: SyntaxError: ")
+    assert found["TinyCode/3"]["reason"].startswith("time-out: the definition")
+
+
+def test_a_multi_threaded_endless_loop_is_a_time_out(bench):
+    waste = (
+        "    import ctypes, threading\n    libc, spin = ctypes.CDLL(None), bytes(1 << 24)\n    def go():\n"
+        "        while True: libc.memchr(spin, 1, len(spin))\n"
+        "    for _ in range(8): threading.Thread(target=go, daemon=True).start()\n"
+    )
+    for end in ("    go()\n", "    try: go()\n    except BaseException: go()\n"):
+        row = bench({0: waste + end})["tasks"]["TinyCode/0"]
+        assert row["base"] != "pass"
+        assert row["reason"].startswith("time-out: "), row
+
+
+@pytest.mark.parametrize("limits", ["-Hs 8192", "-Hd 4000000; ulimit -Hv 6000000", "-Hs 8192; umask 077"])
+def test_hard_limits_and_masks_of_the_caller_fail_nobody(limits, bench, tmp_path):
+    """As on clusters; EvalPlus's guard would raise a limit that is lower, and can not."""
+    bench({0: RIGHT}, out="other.json")  # the expected outputs
+    bench.out.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "treediff.cli", "score", "--benchmark", "tinycode", "--data", str(bench.data)]
+    command += ["--samples", str(bench.samples), "--out", str(bench.out), "--workers", "1"]
+    root = str(Path(score.__file__).parents[2])
+    done = subprocess.run(
+        ["sh", "-c", f'ulimit {limits}; exec "$@"', "sh", *command],
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "base 1/1, plus 1/1" in done.stdout, done.stderr
+
+
+def test_where_no_program_runs_scoring_stops_with_a_sentence(bench, monkeypatch):
+    bench({0: RIGHT}, out="other.json")
+    real, said = subprocess.Popen, json.dumps({"broken": "even without isolation a plain program does not run"})
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **how: real([sys.executable, "-c", f"print({said!r})"], **how))
+    with pytest.raises(UserError, match=r"sandbox: no program can be run on this machine \(even without isolation"):
+        bench({0: RIGHT, 1: WRONG})
+    assert not bench.out.exists()
+
+
+def test_the_ledger_tells_the_weakest_sandbox(bench, monkeypatch):
+    """A worker that had a layer less is not hidden by one that had it; nor is what a killed scoring had."""
+    real = score.decided
+
+    def two(jobs, *args):
+        for name, result in real(jobs, *args):
+            yield name, result
+            if name is None:
+                yield None, {**result, "landlock": "absent: it was lost"}
+                yield None, result
+
+    monkeypatch.setattr(score, "decided", two)
+    told = bench({0: RIGHT})["sandbox"]
+    assert told["landlock"].startswith("absent: it was lost; ")
+    assert all(len(how) > 30 for how in told.values())  # words
+
+
 def test_a_big_process_scores_as_a_small_one(bench):
     """EvalPlus limits the address space of a fork of its caller: from a training process right programs fail."""
     import mmap
@@ -254,34 +381,34 @@ def test_a_big_process_scores_as_a_small_one(bench):
 
 
 @pytest.fixture
-def judged(monkeypatch):
-    """The tasks of each call to the judges."""
+def decided(monkeypatch):
+    """The tasks of each call to the workers."""
     calls = []
-    real = verdicts.judged
+    real = verdicts.decided
 
     def spy(jobs, *args):
         calls.append(sorted(job[0] for job in jobs if not job[1].get("record")))
         yield from real(jobs, *args)
 
-    monkeypatch.setattr(score, "judged", spy)
+    monkeypatch.setattr(score, "decided", spy)
     return calls
 
 
-def test_a_finished_ledger_is_reused_only_for_the_same_samples(bench, judged):
+def test_a_finished_ledger_is_reused_only_for_the_same_samples(bench, decided):
     first = bench({0: RIGHT, 1: WRONG})
-    judged.clear()
+    decided.clear()
     assert bench({0: RIGHT, 1: WRONG}) == first
-    assert judged == []
+    assert decided == []
     assert bench({0: RIGHT, 1: RIGHT})["tasks"]["TinyCode/1"]["base"] == "pass"
-    assert judged == [["TinyCode/0", "TinyCode/1"]]
+    assert decided == [["TinyCode/0", "TinyCode/1"]]
     rows = bench.data.read_text().replace("return a + b", "return b + a", 1)
     bench.data.write_text(rows)
-    judged.clear()
+    decided.clear()
     bench({0: RIGHT, 1: RIGHT})
-    assert judged[-1] == ["TinyCode/0", "TinyCode/1"]
+    assert decided[-1] == ["TinyCode/0", "TinyCode/1"]
 
 
-def test_killed_scoring_goes_on(bench, judged, tmp_path):
+def test_killed_scoring_goes_on(bench, decided, tmp_path):
     """After kill -9 nothing is lost, nothing is scored twice, no process and no half ledger is left."""
     slow = {i: f"    import time; time.sleep(0.15)\n    return a + b + {i} * 0\n" for i in range(10)}
     bench({0: RIGHT}, out="other.json")  # the expected outputs
@@ -303,10 +430,10 @@ def test_killed_scoring_goes_on(bench, judged, tmp_path):
     lines = journal.read_bytes().splitlines()
     journal.write_bytes(b"\n".join(lines[:-1]) + b"\n" + lines[-1][:20])  # the last line cut short
     kept = len([line for line in lines[:-1] if b'"base"' in line])
-    judged.clear()
+    decided.clear()
     ledger = bench(slow)
     assert [r["plus"] for r in ledger["tasks"].values()] == ["fail"] * 10  # strings have no + 0
-    assert len(judged[0]) == 10 - kept
+    assert len(decided[0]) == 10 - kept
     assert not journal.exists()
 
 
@@ -323,15 +450,15 @@ def several(programs):
 BASE_ONLY = "    return b + a\n"
 
 
-def test_several_samples_of_a_task(bench, judged):
-    """A verdict per task and sample, in their order; a program that a task has twice is judged once."""
+def test_several_samples_of_a_task(bench, decided):
+    """A verdict per task and sample, in their order; a program that a task has twice is run once."""
     ledger = bench(several({3: [WRONG, RIGHT, BASE_ONLY], 1: [RIGHT, RIGHT, WRONG]}))
     kinds = {t: [(v["base"], v["plus"]) for v in of] for t, of in ledger["tasks"].items()}
     assert kinds == {
         "TinyCode/1": [("pass", "pass"), ("pass", "pass"), ("fail", "fail")],
         "TinyCode/3": [("fail", "fail"), ("pass", "pass"), ("pass", "fail")],
     }
-    assert judged[-1] == [
+    assert decided[-1] == [
         "TinyCode/1",
         "TinyCode/1 sample 2",
         "TinyCode/3",
@@ -343,17 +470,17 @@ def test_several_samples_of_a_task(bench, judged):
     assert json.loads(bench.out.read_text()) == ledger
     [line] = score.passes_at(ledger)  # tasks that differ less than six draws would: Wilson's intervals of 4/6 and 3/6
     assert line == "pass@1 over 2 tasks, in percent: base 66.7 [30.0, 90.3], plus 50.0 [18.8, 81.2]"
-    judged.clear()
+    decided.clear()
     assert bench(several({3: [WRONG, RIGHT, BASE_ONLY], 1: [RIGHT, RIGHT, WRONG]})) == ledger
-    assert judged == []  # reused
+    assert decided == []  # reused
     assert list(score.passes_at(bench({0: RIGHT}, out="one.json"))) == []
 
 
-def test_killed_scoring_of_several_samples_goes_on(bench, judged):
-    """What the journal of a killed scoring holds, sample by sample, is not judged again; the ledger is the same."""
+def test_killed_scoring_of_several_samples_goes_on(bench, decided):
+    """What the journal of a killed scoring holds, sample by sample, is not run again; the ledger is the same."""
     rows = several({i: [RIGHT, WRONG, BASE_ONLY, f"    return a + b * {i + 2}\n"] for i in range(4)})
     whole = bench(rows, out="whole.json")
-    real, stop = judged, iter(range(6))
+    real, stop = score.decided, iter(range(6))
 
     def cut(jobs, *args):
         for result in real(jobs, *args):
@@ -361,17 +488,17 @@ def test_killed_scoring_of_several_samples_goes_on(bench, judged):
             if next(stop, None) is None:
                 raise KeyboardInterrupt
 
-    judged = cut
+    score.decided = cut
     try:
         with pytest.raises(KeyboardInterrupt):
             bench(rows)
     finally:
-        judged = real
+        score.decided = real
     assert not bench.out.exists()
     kept = bench.out.with_name(".ledger.json.journal").read_bytes().count(b'"base"')
-    judged.clear()
+    decided.clear()
     ledger = bench(rows)
-    assert len(judged[0]) == 16 - kept < 16
+    assert len(decided[0]) == 16 - kept < 16
     strip = lambda x: {t: [{**v, "seconds": 0} for v in of] for t, of in x["tasks"].items()}  # noqa: E731
     assert strip(ledger) == strip(whole)
 
@@ -405,6 +532,22 @@ def test_interrupt_ends_at_once(bench, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "content", ["[1]", "7", "null", '{"a": 1}', '{"tasks": {}}', "", "{", "\0", '{"task_id": "x"}\n' * 2]
+)
+def test_a_file_that_is_no_ledger_is_not_overwritten(content, bench):
+    bench.out.write_text(content)
+    with pytest.raises(UserError, match=r"ledger.json: there is something that is no ledger; name another file"):
+        bench({0: RIGHT})
+    assert bench.out.read_text() == content
+    with pytest.raises(UserError, match=r"samples.jsonl: there is something that is no ledger"):
+        bench({0: RIGHT}, out="samples.jsonl")
+    assert json.loads(bench.samples.read_text())["completion"] == RIGHT
+    with pytest.raises(UserError, match="there is something that is no ledger"):
+        bench({0: RIGHT}, out=".")
+    assert not [p for p in bench.out.parent.iterdir() if "journal" in p.name]
+
+
+@pytest.mark.parametrize(
     ("rows", "message"),
     [
         (["{"], r"samples.jsonl, row 1: not a line of JSON"),
@@ -417,6 +560,7 @@ def test_interrupt_ends_at_once(bench, monkeypatch):
         ([{"task_id": "TinyCode/1", "completion": "x", "sample": -1}], r"row 1: sample is -1; number"),
         ([{"task_id": "TinyCode/1", "completion": "x", "sample": True}], r"row 1: sample is True; number"),
         ([{"task_id": "TinyCode/1", "completion": "x", "sample": 2}], r"has a sample 2 but no 0"),
+        ([{"task_id": "TinyCode/1", "completion": "x", "sample": 10**9}], r"has a sample 1000000000 but no 0"),
         ([], r"there is no sample"),
         ([{"task_id": "TinyCode/99", "completion": "x"}], r"there is no sample of this benchmark"),
     ],
@@ -464,6 +608,11 @@ def test_missing_files(tmp_path, bench):
     (tmp_path / "broken.gz").write_bytes(gzip.compress(b"{}" * 100)[:15])
     with pytest.raises(UserError, match=r"broken.gz: cannot be read"):
         benchmarks.load_benchmark("humaneval", tmp_path / "broken.gz")
+    damaged = bytearray(gzip.compress(b"{}" * 1000))
+    damaged[12:16] = b"\xff" * 4
+    (tmp_path / "damaged.gz").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"damaged.gz: cannot be read"):
+        benchmarks.load_benchmark("humaneval", tmp_path / "damaged.gz")
     with pytest.raises(UserError, match="tinycode has no download"):
         benchmarks.load_benchmark("tinycode")
     with pytest.raises(UserError, match="no 'codeforces'; choose"):

@@ -409,3 +409,74 @@ def test_power_table():
     assert [r["points"] for r in rows] == [2, 5]
     assert rows[0]["tasks"][0.1] > 4 * rows[1]["tasks"][0.1]
     assert rows[0]["seeds"][1.0] > rows[1]["seeds"][1.0]
+
+
+# --- several holes of a program -----------------------------------------------------------------------------------
+def cases(n_programs, holes_each, seed, rate=0.5):
+    """Holes of programs that pass or fail together, and which program each is of."""
+    draw = np.random.default_rng(seed)
+    program, run = {}, {}
+    for p in range(n_programs):
+        outcome = int(draw.random() < rate)
+        for h in range(holes_each):
+            program[f"{p}/{h}"], run[f"{p}/{h}"] = f"p{p}", outcome
+    return run, program
+
+
+def test_holes_that_pass_or_fail_with_their_program_are_no_further_cases():
+    one, of_one = cases(80, 1, 0)
+    many, of_many = cases(80, 6, 0)
+    a, b = stats.clustered([one], of_one), stats.clustered([many], of_many)
+    assert (b["holes"], b["programs"]) == (480, 80)
+    assert [b[k] for k in ("rate", "low", "high")] == pytest.approx([a[k] for k in ("rate", "low", "high")])
+    low, high = stats.wilson(sum(many.values()), 480)
+    assert high - low < 0.6 * (b["high"] - b["low"])  # what counting holes as cases would claim
+
+
+def test_one_hole_a_program_is_the_paired_test_of_tasks():
+    a, program = cases(60, 1, 1)
+    b, _ = cases(60, 1, 2, 0.7)
+    got, want = stats.clustered_difference([a], [b], program), stats.compare(a, b)
+    assert got["over"] == "programs"
+    assert [got[k] for k in ("difference", "low", "high", "p")] == pytest.approx(
+        [want[k] for k in ("difference", "low", "high", "p")], abs=1e-9
+    )
+
+
+def test_the_rate_is_over_holes_and_the_interval_over_programs_of_any_sizes():
+    """Against a bootstrap of the ratio itself, which shares no code with the linearisation."""
+    draw = np.random.default_rng(3)
+    sizes = draw.integers(1, 9, 150)
+    ease = draw.random(150)
+    program = {f"{p}/{h}": f"p{p}" for p, n in enumerate(sizes) for h in range(n)}
+    run = {h: int(draw.random() < ease[int(h.split("/")[0])]) for h in program}
+    got = stats.clustered([run], program)
+    assert got["rate"] == pytest.approx(sum(run.values()) / len(run))
+    passes = np.array([sum(run[f"{p}/{h}"] for h in range(n)) for p, n in enumerate(sizes)])
+    w = draw.multinomial(150, [1 / 150] * 150, 20_000)
+    low, high = np.quantile((w @ passes) / (w @ sizes), [0.025, 0.975])
+    assert [got["low"], got["high"]] == pytest.approx([low, high], abs=0.006)
+
+
+def test_programs_without_spread_have_wilson_s_interval_of_programs():
+    run, program = cases(20, 5, 0, rate=1.1)
+    got = stats.clustered([run], program)
+    assert (got["low"], got["high"]) == pytest.approx(stats.wilson(20, 20))
+
+
+def test_several_runs_of_holes_speak_of_further_runs():
+    runs = [cases(40, 3, seed) for seed in range(6)]
+    program = runs[0][1]
+    got = stats.clustered_difference([r for r, _ in runs[:3]], [r for r, _ in runs[3:]], program)
+    assert got["over"] == "runs and programs"
+    means = [np.mean([sum(r.values()) / 120 for r, _ in part]) for part in (runs[:3], runs[3:])]
+    assert got["difference"] == pytest.approx(means[1] - means[0])
+    assert got["low"] <= got["difference"] <= got["high"]
+    few = stats.clustered_difference([runs[0][0]], [r for r, _ in runs[3:]], program)
+    assert (few["over"], few["runs"], few["p"]) == ("programs", [1, 3], few["p_programs"])
+
+
+def test_runs_of_other_holes_are_refused():
+    a, program = cases(5, 2, 0)
+    with pytest.raises(UserError, match="only one of the two"):
+        stats.clustered_difference([a], [{k: v for k, v in a.items() if k != "0/0"}], program)

@@ -84,8 +84,8 @@ def test_the_command_gives_the_same_switches(runs, name):
 
     cfg = small(lr=1e-3)
     run = Study(cfg, arms(cfg, ["random", "ast"], [UPSIDE_DOWN]), seeds=3, backbones=2).runs()[name]
-    args, extra = cli.parser().parse_known_args(shlex.split(study.command(run))[1:])
-    again = cli.switches(args, extra)
+    words = shlex.split(study.command(run))[1:]
+    again = cli.switches(*cli.parser("train", "tiny").parse_known_args(words))
     assert again.as_dict("data", "train") == run.as_dict("data", "train")
     assert again.run_dir == run.run_dir
 
@@ -115,8 +115,8 @@ def test_a_switch_is_crossed_with_every_strategy(runs):
         ({"more": ["ast: lr=1"]}, "is not MASKING/VARIANT"),
         ({"more": ["ast/x: lr"]}, "'lr' is not switch=value"),
         ({"more": ["ast/x: lrr=1"]}, "'lrr=1' is not switch=value"),
-        ({"more": ["ast/x: lr=much"]}, "lr: 'much' is not a number"),
-        ({"more": ["ast/X: lr=1"]}, "variant: must be of lower-case"),
+        ({"more": ["ast/x: lr=much"]}, "lr: 'much' should be a valid number"),
+        ({"more": ["ast/X: lr=1"]}, "variant: String should match"),
         ({"more": ["ast/x: seed=1"]}, "seed cannot differ"),
         ({"more": ["ast/x: temperature=1"]}, "temperature does not change the training"),
         ({"more": ["ast/x: noise=constant"]}, "sets noise, which changes the backbone that all share"),
@@ -465,7 +465,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_named(runs, children, monk
     assert "1 of the planned runs are missing" in facts["answer"] or "No two strategies" in facts["answer"]
     assert "ast-seed0: ast-seed0: no luck today." in (cfg.preset_dir / "study" / "study.md").read_text()
     with pytest.raises(SystemExit) as end:
-        cli.main(["study", "--strategies", "random,ast", "--lengths", "64", "--limit", "60", "--at-once", "1"])
+        cli.main(["study", "--strategies", "random,ast", "--lengths", "64", "--limit", "60", "--at_once", "1"])
     assert end.value.code == 1
     children()  # better luck
     assert not jobs.run(Study(cfg, arms(cfg, ["random", "ast"]), seeds=2))["missing"]

@@ -1,6 +1,7 @@
 """Bytes to tokens: lossless, every token owned, whatever the characters."""
 
 import copy
+import json
 
 import numpy as np
 import oracles
@@ -257,3 +258,25 @@ def test_the_byte_alphabet_is_the_official_one():
 def test_labels_and_tiers_agree():
     assert tokens.LABELS[tokens.CODE :] == TIERS
     assert np.array_equal([tokens.PROMPT, tokens.REASONING], [0, 1])
+
+
+def remote(folder, **config):
+    """A folder whose config.json or tokenizer_config.json wants code of its own, and waits for a word if asked."""
+    (folder / "own.py").write_text('raise SystemExit("code of a folder was run")')
+    for name, more in config.items():
+        path = folder / f"{name}.json"
+        found = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**found, **more}))
+
+
+def test_code_that_a_folder_brings_along_is_never_run_and_never_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked"))
+    tokens.train_tokenizer(["def f(): return 1"], 300, tmp_path / "t")
+    names = {"AutoConfig": "own.C", "AutoModel": "own.M", "AutoModelForCausalLM": "own.M"}
+    remote(tmp_path / "t", config={"model_type": "llada", "auto_map": names})  # as LLaDA's folder has it
+    assert tokens.load_tokenizer(str(tmp_path / "t")).mask_token
+    (tmp_path / "t" / "tokenizer.json").unlink()
+    kind = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["own.T", None]}}
+    remote(tmp_path / "t", tokenizer_config=kind)
+    with pytest.raises(UserError, match=r"tokenizer: .* code of its own only, which is never run here"):
+        tokens.load_tokenizer(str(tmp_path / "t"))

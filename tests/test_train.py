@@ -16,6 +16,7 @@ from treediff.config import resolve
 from treediff.errors import UserError
 from treediff.masking import tokens
 from treediff.model import checkpoint, llada, lora
+from treediff.model import forward as forward_passes
 from treediff.model.forward import hidden_states
 from treediff.training import batch, heartbeat, steplog, train
 from treediff.training import loss as eq1
@@ -93,8 +94,9 @@ def made(cfg, step=3):
     return batch.Batch(cfg, rows, uids, step, 50, eos=509, mask=510)
 
 
-@pytest.mark.parametrize("padding", ["batch", "one"])
-def test_the_update_does_not_depend_on_the_layout(padding):
+@pytest.mark.parametrize("padding", ["multiple", "batch", "one"])
+def test_the_update_does_not_depend_on_the_layout(monkeypatch, padding):
+    monkeypatch.setattr(batch, "MULTIPLE", 8)
     base = CFG.but(eos_padding=padding, masking="ast")
     gradients = []
     for micro, accumulation, processes in ((8, 1, 1), (1, 8, 1), (2, 4, 1), (4, 1, 2), (2, 2, 2)):
@@ -113,14 +115,16 @@ def test_the_update_does_not_depend_on_the_layout(padding):
 def test_recomputing_activations_changes_nothing():
     cfg = CFG.but(micro_batch=4, accumulation=1, processes=1, lora_rank=4, lora_dropout=0.0)
     gradients = []
-    for checkpointing in (False, True):
+    for how in ("none", "every_2", "all"):
         net = Denoiser(lora.add_lora(checkpoint.load_backbone(str(golden("tiny/checkpoint"))), cfg)).train()
-        train.recompute(net.backbone) if checkpointing else None
+        train.recompute(net.backbone, how)
+        marked = [layer.gradient_checkpointing for layer in net.backbone.get_base_model().model.layers]
+        assert marked == {"none": [False] * 2, "every_2": [True, False], "all": [True] * 2}[how]
         b = made(cfg)
         forward(net, b.noisy, b.ids, b.mask, b.weight)[0].backward()
         gradients.append([p.grad for p in net.parameters() if p.grad is not None])
     assert len(gradients[0]) == 2 * 7 * 2
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*gradients, strict=True))
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
@@ -143,6 +147,21 @@ def test_strategies_see_the_same_rows_and_noise():
         assert not torch.equal(b.mask, batches[0].mask)
 
 
+def test_without_eos_to_train_on_rows_of_like_length_go_together_and_padding_is_cut():
+    cfg = CFG.but(eos_padding="one", micro_batch=2, accumulation=2, processes=2)
+    b, plain = made(cfg), made(cfg.but(eos_padding="batch"))
+    assert sorted(b.uid.tolist()) == sorted(plain.uid.tolist())
+    lengths = b.attention_mask.sum(1)
+    shapes = [[b.micro(rank, number).noisy.shape[1] for rank in range(2)] for number in range(2)]
+    assert max(shapes[0]) <= min(shapes[1])  # ranks work on like lengths at the same time
+    for rank, number in itertools.product(range(2), range(2)):
+        part, m = b.part(rank, number), b.micro(rank, number)
+        assert m.noisy.shape == (2, int(lengths[part].max()))
+        assert torch.equal(m.targets, b.ids[part][b.mask[part]])
+        assert torch.equal(m.noisy.flatten()[m.places], torch.full_like(m.targets, 510))
+    assert sum(2 * w for pair in shapes for w in pair) < plain.ids.numel()
+
+
 def test_every_epoch_is_a_permutation():
     cfg = CFG.but(micro_batch=1, accumulation=4, processes=1)
     uids = np.arange(10) * 31
@@ -151,8 +170,56 @@ def test_every_epoch_is_a_permutation():
     assert list(seen[:10]) != list(seen[10:])
 
 
+def test_eos_up_to_a_multiple_depends_on_the_row_alone(monkeypatch):
+    monkeypatch.setattr(batch, "MULTIPLE", 8)
+    cfg = CFG.but(micro_batch=1, accumulation=8, processes=1)
+    b, rows = made(cfg), data_set(20)[0]
+    own = [len(rows[i]["input_ids"]) for i in batch.rows_of_step(cfg, data_set(20)[1], 3)]
+    read = 0
+    for number, n in enumerate(own):
+        m = b.micro(0, number)
+        end = (n // 8 + 1) * 8  # at least one EOS
+        assert m.noisy.shape == (1, end)
+        assert m.attention_mask is None
+        answer = b.labels[number] == tokens.REASONING
+        assert answer[n:end].all()
+        assert not answer[end:].any()
+        read += end
+    assert (b.tokens, b.row_tokens) == (read, sum(own))
+    assert b.tokens < made(cfg.but(eos_padding="batch")).tokens
+
+
+def test_a_row_does_not_grow_beyond_the_longest_allowed():
+    row = [{"input_ids": np.zeros(130, np.int64), "labels": np.ones(130, np.uint8)}]
+    ids, labels, _ = batch.padded(row, 9, "multiple", 160)
+    assert ids.shape == (1, 160)
+    assert (labels == tokens.REASONING).all()
+    assert batch.padded(row, 9, "multiple", 4096)[0].shape == (1, 256)
+    assert batch.padded(row, 9, "multiple", 131)[0].shape == (1, 131)
+
+
+def test_micro_batches_are_cut_to_their_own_longest():
+    cfg = CFG.but(micro_batch=2, accumulation=4, processes=1, eos_padding="one")
+    b = made(cfg)
+    widths = [b.micro(0, i).noisy.shape[1] for i in range(4)]
+    assert widths == b.attention_mask.sum(1).view(4, 2).max(1).values.tolist()
+    assert len(set(widths)) > 1
+    assert b.tokens == 2 * sum(widths)
+
+
+def test_cudnn_serves_only_where_no_mask_can_occur():
+    assert forward_passes.cudnn_serves(CFG)
+    for change in ({"eos_padding": "one"}, {"eos_padding": "batch"}, {"micro_batch": 2}):
+        assert not forward_passes.cudnn_serves(CFG.but(**change))
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    for on in (True, False):
+        with forward_passes.cudnn(on):
+            assert torch.backends.cuda.cudnn_sdp_enabled() == on
+        assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
 def test_eos_is_trained_on():
-    b = made(CFG.but(micro_batch=4, accumulation=1, processes=1))
+    b = made(CFG.but(micro_batch=4, accumulation=1, processes=1, eos_padding="batch"))
     assert (b.labels[b.ids == 509] == tokens.REASONING).all()
     assert b.attention_mask.all()
     assert (b.ids[:, -1] == 509).all()
@@ -199,7 +266,7 @@ def test_a_step_that_failed_stops_the_run_one_step_later(runs, mean, loss, norm,
     cfg = resolve("tiny")
     cfg.run_dir.mkdir(parents=True)
     log = steplog.StepLog(cfg, 10, vocabulary=500, flops=1.0, peak=None)
-    fake = SimpleNamespace(step=12, uid=torch.tensor([77]), p=torch.ones(1), ids=torch.zeros(1, 1))
+    fake = SimpleNamespace(step=12, uid=torch.tensor([77]), p=torch.ones(1), tokens=1, row_tokens=1)
     log.add(fake, sums(mean, loss), norm, 0.0)
     with pytest.raises(UserError, match=said):
         log.drain()
@@ -220,7 +287,7 @@ class Engine:
 
 
 @pytest.mark.parametrize("padding", ["batch", "one"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", ["none", "every_2", "all"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_the_host_does_not_wait_for_the_device_within_a_step(monkeypatch, padding, checkpointing, attention):
     monkeypatch.setattr(eq1, "LOGIT_ROWS", 5)
@@ -228,7 +295,7 @@ def test_the_host_does_not_wait_for_the_device_within_a_step(monkeypatch, paddin
     net = checkpoint.load_backbone(str(golden("tiny/checkpoint")))
     net.config._attn_implementation = attention
     net = Denoiser(lora.add_lora(net, cfg)).train()
-    train.recompute(net.backbone) if checkpointing else None
+    train.recompute(net.backbone, checkpointing)
     m, total = made(cfg).micro(0, 0), no_sums(torch.device("cpu"))
     assert (m.attention_mask is None) == (padding == "batch")
     with NoSync():

@@ -1,8 +1,9 @@
-"""The stages as commands: treediff annotate | prepare | train | export | sample | score | study | report ...
+"""The stages as commands: treediff annotate | prepare | train | export | sample | infill | score | study | report ...
 
 Every command takes `--preset`, `--masking`, `--seed` and any switch by name (`treediff COMMAND --help` lists those that
 matter to it, `treediff switches` all); the entries of a mapping are set as `--pretrain.max_steps 500`. Exit codes:
-0 done, 2 a bad input, switch or file (one sentence on stderr), 1 anything else.
+0 done, 2 a bad input, switch or file (one sentence on stderr), 75 a training that SIGTERM stopped after a checkpoint,
+1 anything else.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from treediff.config import PRESETS, SWITCHES, Config, known, resolve, runs_root
-from treediff.errors import UserError
+from treediff.errors import Preempted, UserError
 
 STAGES = {"run": "the run", "data": "data", "train": "training", "sample": "sampling"}
 """The groups of switches, by what depends on them."""
@@ -32,6 +33,7 @@ class Parser(argparse.ArgumentParser):
     """argparse whose complaint is a sentence like every other bad input's."""
 
     def error(self, message: str) -> NoReturn:
+        """Complain as every bad input does."""
         raise UserError(message)
 
 
@@ -57,6 +59,11 @@ def parser(chosen: str | None = None, preset: str | None = None) -> Parser:
     sub = command("sample", "sample the benchmarks from one run, training it first if need be")
     sub.add_argument("--prompt", help="answer this one prompt in the terminal instead, denoising it before your eyes")
     sub.add_argument("--local_rank", help=argparse.SUPPRESS)  # deepspeed's launcher adds it
+    sub = command("infill", "fill a hole of FILE, denoising it before your eyes; without FILE, a benchmark's holes")
+    sub.add_argument("file", nargs="?", type=Path, help="a source file; without it the holes of `holes` are filled")
+    sub.add_argument("--line", type=int, help="the hole is this line of FILE, from 1 (or mark it with <fill>)")
+    sub.add_argument("--node", help="the hole is the syntax node of FILE at LINE:COLUMN, both from 1")
+    sub.add_argument("--problems", type=Path, help="HumanEval-Infilling's file for --holes (without: downloaded)")
     sub = command("score", "score one run's samples, or any file of samples, in a sandbox")
     sub.add_argument("--benchmark", help="humaneval, mbpp or tinycode, with --samples and --out")
     sub.add_argument("--problems", type=Path, help="its problems, as EvalPlus packs them (without: downloaded)")
@@ -114,6 +121,9 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as e:
         print(told, e, file=sys.stderr)
         sys.exit(2)
+    except Preempted as e:
+        print(told, e, file=sys.stderr)
+        sys.exit(Preempted.EXIT)
     except KeyboardInterrupt:
         print(told, "stopped; the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
@@ -123,9 +133,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def underscored(argv: list[str]) -> list[str]:
-    """The arguments with dashes in the names of options as underscores."""
-    split = [x.partition("=") for x in argv]
-    return ["--" + x[0][2:].replace("-", "_") + x[1] + x[2] if x[0].startswith("--") else "".join(x) for x in split]
+    """The arguments with dashes in the names of options as underscores, and `--name.key value` as one: argparse would
+    take that value for a file."""
+    out: list[str] = []
+    for x in argv:
+        name, equals, value = x.partition("=")
+        if out and out[-1].startswith("--") and "." in out[-1] and "=" not in out[-1]:
+            out[-1] += f"={x}"
+        else:
+            out.append("--" + name[2:].replace("-", "_") + equals + value if x.startswith("--") else x)
+    return out
 
 
 def switches(args: argparse.Namespace, extra: list[str]) -> Config:
@@ -134,6 +151,9 @@ def switches(args: argparse.Namespace, extra: list[str]) -> Config:
     while extra:
         option, *extra = extra
         if not option.startswith("--"):
+            if getattr(args, "file", "") is None:  # argparse does not see an optional file behind the switches
+                args.file = Path(option)
+                continue
             raise UserError(f"{option}: not understood; switches are given as --name value.")
         option, equals, value = option[2:].partition("=")
         name, _, key = option.partition(".")
@@ -149,6 +169,8 @@ def switches(args: argparse.Namespace, extra: list[str]) -> Config:
 
 
 def annotate(args: argparse.Namespace, cfg: Config) -> None:
+    """Print a file coloured by tier."""
+
     from treediff.figures import plots
     from treediff.masking import tiers
 
@@ -168,6 +190,8 @@ def annotate(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def prepare(args: argparse.Namespace, cfg: Config) -> None:
+    """Make a data set; print its statistics."""
+
     from treediff import pipeline
     from treediff.data import prepare
 
@@ -177,6 +201,8 @@ def prepare(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def train(args: argparse.Namespace, cfg: Config) -> None:
+    """Train a run, or say what it would take."""
+
     from treediff import pipeline
     from treediff.data import reach
     from treediff.training import plan
@@ -191,6 +217,8 @@ def train(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def export(args: argparse.Namespace, cfg: Config) -> None:
+    """Write a run's merged model."""
+
     from treediff.data import sources
     from treediff.masking import tokens
     from treediff.model import checkpoint
@@ -207,6 +235,8 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def sample(args: argparse.Namespace, cfg: Config) -> None:
+    """Sample the benchmarks, or answer one prompt."""
+
     from treediff import pipeline
     from treediff.sampling import terminal
 
@@ -215,13 +245,51 @@ def sample(args: argparse.Namespace, cfg: Config) -> None:
             pipeline.trained(cfg)
         terminal.stream(cfg, args.prompt, sys.stdout)
         return
-    for benchmark in cfg.benchmarks:
-        for length in cfg.lengths:
-            print(pipeline.sampled(cfg, benchmark, length))
+    for path in pipeline.all_sampled(cfg).values():
+        print(path)
+
+
+def infill(args: argparse.Namespace, cfg: Config) -> None:
+    """Fill holes of a hole set, or of one file."""
+
+    from treediff import pipeline
+    from treediff.data import holes
+    from treediff.masking import tiers
+    from treediff.sampling import terminal
+
+    path = args.file
+    if args.problems:
+        cfg = cfg.but(benchmark_files={**cfg.benchmark_files, cfg.holes: str(args.problems)})
+    if path is None:
+        for name in ("line", "node"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name}: in which file? Give it: treediff infill FILE --{name} ...")
+        for hole_set in holes.sets(cfg):
+            print(pipeline.infilled(cfg, hole_set))
+            print(pipeline.infill_said(cfg, hole_set))
+        return
+    if args.line is not None and args.node is not None:
+        raise UserError("--line: one hole at a time; give --line or --node.")
+    source = tiers.read_source(path)
+    if args.line is not None:
+        hole = holes.at_line(str(path), source, args.line)
+    elif args.node is not None:
+        language = cfg.language if "language" in args else tiers.language_of(path)
+        hole = holes.at_node(str(path), source, args.node, language)
+    else:
+        hole = holes.marked(str(path), source)
+    if "backbone" in args and "masking" not in args:  # a backbone was named, so that is the model
+        cfg = cfg.but(masking="none", **({} if "tokenizer" in args else {"tokenizer": cfg.backbone}))
+    if cfg.masking != "none" or cfg.backbone == "pretrain":
+        pipeline.trained(cfg)
+    terminal.fill(cfg, hole, sys.stdout)
 
 
 def score(args: argparse.Namespace, cfg: Config) -> None:
+    """Score a run, or a file of samples."""
+
     from treediff import pipeline
+    from treediff.data import stdlib
     from treediff.files import read_json
     from treediff.scoring import restore
     from treediff.scoring import score as scoring
@@ -236,10 +304,11 @@ def score(args: argparse.Namespace, cfg: Config) -> None:
         for line in scoring.passes_at(ledger):
             print(line)
         return
+    pipeline.all_sampled(cfg)
     for benchmark in cfg.benchmarks:
         for length in cfg.lengths:
             print(pipeline.scored(cfg, benchmark, length))
-    if cfg.data == "stdlib":
+    if cfg.data in stdlib.SOURCES:
         path = pipeline.restored(cfg)
         for tier, found in restore.shares(read_json(path)).items():
             print(f"{tier}: {100 * found['share']:.1f} % of {found['nodes']} nodes of {found['programs']} functions")
@@ -247,6 +316,8 @@ def score(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def study(args: argparse.Namespace, cfg: Config) -> None:
+    """Make, plan, collect or publish a study."""
+
     from treediff import jobs
     from treediff.report import study as results
     from treediff.strategies import MASKINGS
@@ -269,12 +340,16 @@ def study(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def report(args: argparse.Namespace, cfg: Config) -> None:
+    """Write the report."""
+
     from treediff import pipeline
 
     print(pipeline.reported(cfg))
 
 
 def reproduce(args: argparse.Namespace, cfg: Config) -> None:
+    """Run all notebooks."""
+
     import papermill
 
     from treediff.strategies import MASKINGS
@@ -328,6 +403,7 @@ def _kernel() -> str:
 
 
 def list_switches(args: argparse.Namespace, cfg: Config) -> None:
+    """Print every switch."""
     table = Parser(prog="treediff COMMAND", add_help=False)
     add_switches(table, cfg, *STAGES)
     table.print_help()
@@ -339,6 +415,7 @@ COMMANDS = {
     "train": train,
     "export": export,
     "sample": sample,
+    "infill": infill,
     "score": score,
     "study": study,
     "report": report,

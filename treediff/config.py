@@ -24,6 +24,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from treediff.errors import UserError
 from treediff.strategies import STRATEGIES
 
+HOLE_SETS = ("ast", "single-line", "multi-line", "random-span", "random-span-light")
+
 
 def switch(default: Any, stage: str, text: str, paper: str = "", **limits: Any) -> Any:
     """A field of `Config`. `stage` says which outputs depend on it: run, data, train or sample; `limits` are
@@ -52,6 +54,9 @@ Tier = Literal["skeleton", "data", "condition", "control"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+_OF_THE_RUN = {"preset", "masking", "seed", "variant", "backbone_seed", "pretrain"}
+
+
 class Config(BaseModel):
     """All switches of one run. Raises UserError that names the switch, its value and what it takes."""
 
@@ -62,7 +67,7 @@ class Config(BaseModel):
     masking: Literal[*STRATEGIES] = switch(
         "ast",
         "run",
-        "corruption of the code region (`identifier` and `line` are not the paper's); `none`: the backbone alone",
+        "corruption of the code region (`identifier`, `line`, `ast_hole`: not the paper's); `none`: the backbone alone",
         "3.4, C",
     )
     seed: int = switch(0, "run", "seed of data order, noise, masks, initialisation and sampling", ge=0)
@@ -75,10 +80,19 @@ class Config(BaseModel):
 
     # --- data ------------------------------------------------------------------------------------------------
     data: str = switch(
-        "nvidia/OpenCodeReasoning", "data", "`tinycode`, `stdlib`, a JSONL or Parquet file, or a hub data set", "4.1"
+        "nvidia/OpenCodeReasoning",
+        "data",
+        "`tinycode`, `stdlib` (or `stdlib_all`), a JSONL or Parquet file, or a hub data set",
+        "4.1",
     )
     data_split: str = switch("split_0", "data", "configuration and split of a hub data set", "4.1")
-    rows: int = switch(150_000, "data", "training rows to keep, by a seeded choice; 0 keeps all", "4.1", ge=0)
+    rows: int = switch(150_000, "data", "training rows to keep; 0 keeps all", "4.1", ge=0)
+    choice: Literal["seeded", "first"] = switch(
+        "seeded",
+        "data",
+        "which rows: a seeded choice among all, or the first that can serve, behind 256 that are left to hold out; "
+        "`first` reads no further",
+    )
     data_seed: int = switch(0, "data", "seed of that choice, apart from `seed`, so that seeds share their rows", ge=0)
     tokenizer: str = switch(
         "GSAI-ML/LLaDA-8B-Instruct",
@@ -156,8 +170,11 @@ class Config(BaseModel):
         "random masking of code: each token with probability P, or exactly floor(P L)",
         "4.1",
     )
-    eos_padding: Literal["batch", "one"] = switch(
-        "batch", "train", "answers end in EOS up to the batch's longest (LLaDA's recipe), or in one EOS"
+    eos_padding: Literal["multiple", "batch", "one"] = switch(
+        "multiple",
+        "train",
+        "answers end in EOS up to the next multiple of 128 tokens, or up to the longest of the global batch (LLaDA's "
+        "recipe), or in one EOS; every EOS but padding behind one is trained on",
     )
     loss_weight: Literal["none", "inverse_p"] = switch(
         "none", "train", "weight of a masked token: 1 (Eq. 1), or 1/P (LLaDA)", "Eq. 1"
@@ -206,7 +223,15 @@ class Config(BaseModel):
     processes: int = switch(8, "train", "training processes, one per GPU", "A", ge=1)
     precision: Literal["bf16", "fp32"] = switch("bf16", "train", "arithmetic of training and sampling", "A.1")
     zero_stage: int = switch(2, "train", "DeepSpeed ZeRO stage", "A", ge=0, le=3)
-    gradient_checkpointing: bool = switch(True, "train", "recompute activations in the backward pass")
+    gradient_checkpointing: str = switch(
+        "auto",
+        "run",
+        "blocks whose activations are computed again in the backward pass: `none`, `every_2`, `every_3`, ... or `all`; "
+        "`auto`: as few as the GPU's free memory allows",
+    )
+    compile: bool = switch(
+        False, "train", "fuse the elementwise work of each block by torch.compile (needs a compiler)"
+    )
     checkpoint_every: int = switch(100, "run", "optimiser steps between checkpoints", ge=1)
     eval_every: int = switch(250, "run", "optimiser steps between held-out evaluations while training; 0: none", ge=0)
     eval_rows: int = switch(
@@ -233,7 +258,7 @@ class Config(BaseModel):
     # --- sampling --------------------------------------------------------------------------------------------
     model: str = switch("", "run", "a causal language model (folder or hub id) to sample in place of the run's own")
     benchmarks: Items[Literal["humaneval", "mbpp", "tinycode"]] = switch(
-        ["humaneval", "mbpp"], "run", "what to sample and score: humaneval, mbpp, tinycode", min_length=1
+        ["humaneval", "mbpp"], "run", "what to sample and score: humaneval, mbpp, tinycode; may be empty"
     )
     benchmark_files: Entries[str, str] = switch(
         {}, "sample", "files of benchmarks by name, as EvalPlus packs them; one not named is downloaded by EvalPlus"
@@ -281,6 +306,39 @@ class Config(BaseModel):
     extract: Literal["sanitize", "first_fence"] = switch(
         "sanitize", "sample", "program out of the answer: EvalPlus's sanitize, or the first code fence"
     )
+
+    # --- holes (`treediff infill`; not the paper's) ------------------------------------------------------------------
+    holes: Literal[*HOLE_SETS] = switch(
+        "ast",
+        "run",
+        "`ast`: whole nodes of the programs of `benchmarks`; or a set of HumanEval-Infilling: single-line, multi-line, "
+        "random-span, random-span-light",
+    )
+    tier: Literal["any", "skeleton", "data", "condition", "control"] = switch(
+        "any", "sample", "tier of the nodes that are taken out; `any`: some of each tier"
+    )
+    holes_per_program: int = switch(
+        1, "sample", "nodes of each tier that are taken out of a program, one at a time", ge=1
+    )
+    hole_seed: int = switch(
+        0, "sample", "seed of their choice, apart from `seed`, so that all runs fill the same holes", ge=0
+    )
+    hole_length: str = switch(
+        "search",
+        "sample",
+        "tokens of a hole: `oracle`, the true number; a number, where an end of text in the hole ends it earlier; or "
+        "`search`, that of hole_lengths in which the model is surest on average",
+        pattern="^(oracle|search|[0-9]{1,4})$",
+    )
+    hole_lengths: Items[Annotated[int, Field(ge=0)]] = switch(
+        [1, 2, 4, 8, 16, 32], "sample", "what `search` tries [tokens]", min_length=1
+    )
+    hole_context: Literal["answer", "program"] = switch(
+        "answer",
+        "sample",
+        "around a hole: the problem in the user's turn and the program as an answer of code with an empty reasoning; "
+        "or the program alone",
+    )
     samples_per_task: int = switch(
         1, "run", "samples per benchmark problem (pass@k); more need a temperature", ge=1, le=256
     )
@@ -314,6 +372,11 @@ class Config(BaseModel):
                 "samples_per_task",
                 "more than one sample needs a temperature, or all are the same",
             ),
+            (
+                re.fullmatch("auto|none|all|every_([2-9]|[1-9][0-9]+)", self.gradient_checkpointing),
+                "gradient_checkpointing",
+                f"knows auto, none, all and every_2, every_3, ..., not {self.gradient_checkpointing!r}",
+            ),
             (self.eps_min <= self.eps_max, "eps_min", f"must not be above eps_max {self.eps_max}"),
             (self.d_model % self.n_heads == 0, "n_heads", f"must divide d_model {self.d_model}"),
             (
@@ -328,9 +391,9 @@ class Config(BaseModel):
                 "muon needs whole matrices, which ZeRO splits: set zero_stage to 0",
             ),
             (
-                not self.pretrain.keys() & {"preset", "masking", "pretrain"},
+                not self.pretrain.keys() & _OF_THE_RUN,
                 "pretrain",
-                "must not hold preset, masking or pretrain",
+                "must not hold preset, masking, seed, variant, backbone_seed or pretrain",
             ),
         ):
             if not ok:
@@ -425,6 +488,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # One GPU and a local LLaDA folder: the paper's recipe on a tenth of the rows.
     "small": {
         "rows": 15_000,
+        "choice": "first",
         "epochs": 1.0,
         "processes": 1,
         "accumulation": 32,
@@ -465,11 +529,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "accumulation": 2,
         "processes": 1,
         "precision": "fp32",
-        "gradient_checkpointing": False,
+        "eos_padding": "batch",
+        "gradient_checkpointing": "none",
         "eval_every": 50,
         "eval_rows": 64,
         "benchmarks": ["tinycode"],
-        "lengths": [96],  # the longest answer has 76 tokens
+        "hole_lengths": [1, 2, 3, 4, 6, 8, 12, 16, 24, 32],
+        "lengths": [96],  # the longest answer has 75 tokens
         "cache": "dual",
         "prompt_style": "bare",
         "extract": "first_fence",
@@ -489,7 +555,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_layers": 4,
         "n_heads": 4,
         "mlp_hidden": 448,
-        "pretrain": {  # with LLaDA's own loss
+        "pretrain": {  # functions without a docstring, too; with LLaDA's own loss
+            "data": "stdlib_all",
             "eps_min": 0.05,
             "loss_weight": "inverse_p",
             "normaliser": "answer",
@@ -515,7 +582,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "processes": 1,
         "precision": "fp32",
         "zero_stage": 0,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": "none",
         "eval_every": 1000,
         "eval_rows": 256,
         "benchmarks": [],

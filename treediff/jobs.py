@@ -34,6 +34,7 @@ from treediff.report import study as results
 from treediff.report.paper import TASKS
 from treediff.report.study import EFFECT, Study
 from treediff.scoring import restore, stats
+from treediff.scoring import score as scoring
 from treediff.training import heartbeat, heldout, launch, memory
 from treediff.training import plan as planning
 
@@ -436,6 +437,9 @@ def prepare(cfg: Config) -> None:
         heldout.rows(cfg)
     if "tinycode" in cfg.benchmarks:
         benchmarks.write_tinycode(cfg)
+    for name in cfg.benchmarks:
+        problems, digest = benchmarks.load_benchmark(name, benchmarks.benchmark_file(cfg, name))
+        scoring.references(name, problems, digest, cfg.workers or len(os.sched_getaffinity(0)), [])
 
 
 def main() -> None:

@@ -18,7 +18,8 @@ from treediff.masking import tokens
 from treediff.report import comparisons, report
 from treediff.runs import open_run
 from treediff.sampling import run as sampling
-from treediff.scoring import restore
+from treediff.scoring import infill as infill_scoring
+from treediff.scoring import restore, stats
 from treediff.scoring import run as scoring
 from treediff.training import launch, plan
 
@@ -67,18 +68,50 @@ def trained(cfg: Config) -> Path:
 
 
 def sampled(cfg: Config, benchmark: str, length: int) -> Path:
-    """The run's samples of a benchmark with `length` tokens each. A process of a launcher (torchrun) never trains."""
-    if benchmark == "tinycode":
+    """The run's samples of a benchmark with `length` tokens each."""
+    return all_sampled(cfg.but(benchmarks=[benchmark], lengths=[length]))[benchmark, length]
+
+
+def all_sampled(cfg: Config) -> dict[tuple[str, int], Path]:
+    """The run's samples of all its benchmarks and lengths, for which the model is loaded once.
+
+    A process of a launcher (torchrun) never trains.
+    """
+    if "tinycode" in cfg.benchmarks:
         benchmarks.write_tinycode(cfg)
     if not cfg.model and int(os.environ.get("WORLD_SIZE", 1)) == 1:
         trained(cfg)
-    return sampling.sample(cfg, benchmark, length)
+    jobs = [(benchmark, length) for benchmark in cfg.benchmarks for length in cfg.lengths]
+    return dict(zip(jobs, sampling.sample_all(cfg, jobs), strict=True))
 
 
 def scored(cfg: Config, benchmark: str, length: int) -> Path:
     """The ledger of those samples."""
     sampled(cfg, benchmark, length)
     return scoring.score(cfg, benchmark, length)
+
+
+def infilled(cfg: Config, hole_set: str) -> Path:
+    """The ledger of the run's completions of a hole set, trained, filled and scored as far as need be."""
+    if "tinycode" in hole_set:
+        benchmarks.write_tinycode(cfg)
+    if not cfg.model and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        trained(cfg)
+    sampling.sample(cfg, hole_set, None)
+    infill_scoring.floor(cfg, hole_set)
+    return infill_scoring.score(cfg, hole_set)
+
+
+def infill_said(cfg: Config, hole_set: str) -> str:
+    """One line on that ledger: the share of holes that pass, with its interval, and how many pass when left empty."""
+    found, empty = infill_scoring.outcomes(cfg, hole_set), infill_scoring.floor(cfg, hole_set)
+    program = {hole: r["task"] for hole, r in found.items()}
+    rate = stats.clustered([{hole: int(r["passed"]) for hole, r in found.items()}], program)
+    same = sum(r["exact"] for r in found.values())
+    percent = "{rate:.1%} [{low:.1%}, {high:.1%}] of {holes} holes in {programs} programs".format(**rate)
+    return (
+        f"{hole_set}, hole_length {cfg.hole_length}: {percent} pass, {same} as they were; {len(empty)} pass left empty"
+    )
 
 
 def restored(cfg: Config) -> Path:

@@ -41,9 +41,10 @@ def open_run(cfg: Config, *stages: str) -> Path:
         for made in (found, wanted):
             made["pretrain"] = of_stages(made.get("pretrain", {}), *stages)
         done = (cfg.run_dir / "adapter").is_dir() or (cfg.run_dir / "model").is_dir()
-        same_update = done and rows_per_step(found) == cfg.rows_per_step
+        if done and rows_per_step(found) == rows_per_step(cfg.as_dict()):
+            found, wanted = comparable(found), comparable(wanted)
         for name, value in wanted.items():
-            if found.get(name) != value and not idle(cfg, name) and not (name in SHARED_OUT and same_update):
+            if found.get(name) != value and not idle(cfg, name):
                 raise UserError(
                     f"{cfg.run_dir}: this run was made with {name} = {found.get(name)!r}, not {value!r}; "
                     f"give {name} that value, or set TREEDIFF_RUNS to another folder, or delete this one."
@@ -53,9 +54,17 @@ def open_run(cfg: Config, *stages: str) -> Path:
     return cfg.run_dir
 
 
-def rows_per_step(made: Mapping[str, Any]) -> int:
-    """Rows of an update by the switches in a run's config.json."""
-    return math.prod(made.get(name, 0) for name in SHARED_OUT)
+def rows_per_step(made: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows of an update of a run and of its backbone, by the switches in its config.json."""
+    return tuple(math.prod(x.get(n, 0) for n in SHARED_OUT) for x in (made, {**made, **made.get("pretrain", {})}))
+
+
+def comparable(made: Mapping[str, Any]) -> dict[str, Any]:
+    """The switches of a config.json without how the rows of an update were shared out."""
+    kept = {k: v for k, v in made.items() if k not in SHARED_OUT}
+    if "pretrain" in kept:
+        kept["pretrain"] = {k: v for k, v in kept["pretrain"].items() if k not in SHARED_OUT}
+    return kept
 
 
 def of_stages(values: Mapping[str, Any], *stages: str) -> dict[str, Any]:

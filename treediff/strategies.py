@@ -31,6 +31,7 @@ STRATEGIES = {
         Strategy("ast", "AST (TreeDiff)", "#D55E00", "D", f"{_RULES}ast_mask", paper=True),
         Strategy("identifier", "Whole names", "#009E73", "v", f"{_RULES}group_mask", "names"),
         Strategy("line", "Whole lines", "#E69F00", "P", f"{_RULES}group_mask", "lines"),
+        Strategy("ast_hole", "One node", "#56B4E9", "*", f"{_RULES}node_mask", "spans"),
     )
 }
 """By name, in the order of tables and figures."""

@@ -14,12 +14,13 @@ import hashlib
 import json
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from treediff.config import Config
-from treediff.data import sources, tinycode
+from treediff.data import tinycode
 from treediff.errors import UserError
 from treediff.files import whole
 
@@ -28,17 +29,19 @@ def benchmark_problems(cfg: Config, benchmark: str) -> dict[str, dict[str, Any]]
     """The problems to sample, by task id: all, or `limit` of them spread evenly."""
 
     problems, _ = load_benchmark(benchmark, benchmark_file(cfg, benchmark))
-    ids = list(problems)
-    if cfg.limit and cfg.limit < len(ids):
-        ids = [ids[i * len(ids) // cfg.limit] for i in range(cfg.limit)]
-    return {i: problems[i] for i in ids}
+    return {i: problems[i] for i in spread(list(problems), cfg.limit)}
+
+
+def spread(ids: list[str], limit: int) -> list[str]:
+    """`limit` of the ids, spread evenly; all of them if it is 0."""
+    return [ids[i * len(ids) // limit] for i in range(limit)] if 0 < limit < len(ids) else ids
 
 
 def benchmark_file(cfg: Config, benchmark: str) -> Path | None:
     """The file of a benchmark's problems: TinyCode's below runs/<preset>, others' as `benchmark_files` says; None is
     EvalPlus's own download."""
     if benchmark == "tinycode":
-        return cfg.preset_dir / f"tinycode-{sources.tinycode_stamp()[:12]}.jsonl"
+        return cfg.preset_dir / f"tinycode-{tinycode.stamp()[:12]}.jsonl"
     path = cfg.benchmark_files.get(benchmark)
     return Path(path) if path else None
 
@@ -69,7 +72,7 @@ def load_benchmark(name: str, data: Path | None = None) -> tuple[dict[str, dict]
     if name not in ("humaneval", "mbpp", "tinycode"):
         raise UserError(f"benchmark: there is no {name!r}; choose humaneval, mbpp or tinycode.")
     path = Path(data) if data else _download(name)
-    raw = _unpack(path)
+    raw = unpack(path)
     digest = hashlib.sha256(raw).hexdigest()
     if not data and digest not in RELEASES and not os.environ.get(f"{name.upper()}_OVERRIDE_PATH"):
         raise UserError(
@@ -77,7 +80,7 @@ def load_benchmark(name: str, data: Path | None = None) -> tuple[dict[str, dict]
             "file to have it downloaded again."
         )
     problems: dict[str, dict] = {}
-    for row, problem in _rows(path, raw):
+    for row, problem in rows(path, raw):
         if problem.get("plus_input") == {}:  # how MbppPlus writes that a task has no further tests
             problem["plus_input"] = []
         wrong = [k for k, t in FIELDS.items() if not isinstance(problem.get(k), t)]
@@ -120,15 +123,16 @@ def _download(name: str) -> Path:
         ) from None
 
 
-def _unpack(path: Path) -> bytes:
+def unpack(path: Path) -> bytes:
+    """The content of a file, unpacked if it is gzip. Raises UserError if it cannot be read."""
     try:
         raw = path.read_bytes()
         return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError) as e:
+    except (OSError, EOFError, zlib.error) as e:
         raise UserError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e}); give another file.") from None
 
 
-def _rows(path: Path, raw: bytes) -> Iterator[tuple[int, dict]]:
+def rows(path: Path, raw: bytes) -> Iterator[tuple[int, dict]]:
     """(row number from 1, object) of each non-blank line."""
     for row, line in enumerate(raw.split(b"\n"), 1):
         if not line.strip():

@@ -373,8 +373,14 @@ def embedded(cfg: Config, files: list[Path]) -> dict[str, Any]:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tok, net = AutoTokenizer.from_pretrained(cfg.embedder), AutoModel.from_pretrained(cfg.embedder)
+        tok = AutoTokenizer.from_pretrained(cfg.embedder, trust_remote_code=False)
+        net = AutoModel.from_pretrained(cfg.embedder, trust_remote_code=False)
     except (OSError, ValueError) as e:
+        if "trust_remote_code" in str(e):
+            raise UserError(
+                f"embedder: {cfg.embedder} can be loaded by code of its own only, which is never run here; name a "
+                "model that transformers knows."
+            ) from None
         first = str(e).strip().splitlines()[0]
         raise UserError(
             f"embedder: {cfg.embedder} is neither a model folder nor a reachable hub id ({first})."

@@ -6,8 +6,8 @@
 
 The rows are cut into chunks; each becomes one Arrow file under runs/<preset>/data/parts, written whole or not at all. A
 call that follows a killed one takes over the files that are there, and so does one that only chooses other rows. Of the
-rows that can serve, a seeded hash of their number chooses `rows`, so that neither the processes nor a restart nor the
-order of work can change which.
+rows that can serve, a seeded hash of their number chooses `rows`, or (`choice = first`) the first are taken and nothing
+is read behind them; neither the processes nor a restart nor the order of work can change which.
 Command: treediff prepare --data FILE --tokenizer FOLDER --out DIR
 """
 
@@ -25,7 +25,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 PART_BYTES = 16_000_000  # bytes of rows: what a kill can lose per process, and a process's memory, grow with it
 SHARD = 128_000_000  # bytes of a file of the finished data set
+HELD_BACK = 256
+"""Rows that `choice = first` leaves before those it takes, for held-out evaluation."""
 _FORMAT = 4  # raise it when the same rows and switches give other bits
 
 
@@ -136,7 +138,7 @@ def _prepare(cfg: Config, folder: Path, keep: bool) -> None:
     Bad input leaves nothing; a kill or a full disk leaves the finished parts to the next call.
     """
     mark = data_fingerprint(cfg)
-    chosen = ("decontaminate",) if cfg.data == "tinycode" else ("rows", "data_seed", "decontaminate")
+    chosen = ("choice", "decontaminate", *(() if cfg.data == "tinycode" else ("rows", "data_seed")))
     home = folder.parent / "parts" if keep else folder.with_name(f".{folder.name}.parts")
     parts = home / fingerprint(_made_of(cfg, *chosen))
     cfg = cfg.but(tokenizer=sources.tokenizer_folder(cfg))
@@ -168,9 +170,15 @@ def _prepare(cfg: Config, folder: Path, keep: bool) -> None:
 
 
 def _encode(cfg: Config, parts: Path) -> list[Path]:
-    """Write the part of every chunk that has none yet; all parts' files, in the order of the rows."""
+    """Write the part of every chunk that has none yet; all parts' files, in the order of the rows.
+
+    Under `choice = first` only of as many chunks as hold the rows wanted, unless some may still fall out.
+    """
 
     complete = parts / "complete.json"
+    enough = cfg.rows + HELD_BACK if cfg.choice == "first" and cfg.rows and not cfg.decontaminate else 0
+    if enough and (found := _leading(parts, enough)):
+        return found
     if not complete.exists():
         for old in parts.glob(".*.tmp"):  # of a killed call
             shutil.rmtree(old)
@@ -184,11 +192,32 @@ def _encode(cfg: Config, parts: Path) -> list[Path]:
                 if not path.exists():
                     yield cfg, path, rows
 
-        with tqdm(desc="prepare", unit=" rows", mininterval=2) as bar:
-            for done in spread(cfg, encode_part, jobs()):
+        with (
+            tqdm(desc="prepare", unit=" rows", mininterval=2) as bar,
+            closing(spread(cfg, encode_part, jobs())) as encoded,
+        ):
+            for done in encoded:
                 bar.update(done)
+                if enough and (found := _leading(parts, enough)):
+                    return found
         write_json(complete, {"parts": count, "switches": cfg.as_dict("data")})
     return [_part(parts, i) for i in range(read_json(complete)["parts"])]
+
+
+def _leading(parts: Path, rows: int) -> list[Path]:
+    """The first parts that hold so many rows together; none, if those that are there in a row do not."""
+    found: list[Path] = []
+    while (path := _part(parts, len(found))).exists():
+        found.append(path)
+        rows -= _usable(path)
+        if rows <= 0:
+            return found
+    return []
+
+
+@lru_cache(maxsize=100_000)
+def _usable(path: Path) -> int:
+    return len(_facts(path)["rows"])
 
 
 def _part(parts: Path, number: int) -> Path:
@@ -268,7 +297,11 @@ def _publish(cfg: Config, files: list[Path], temporary: Path, mark: str) -> None
     if not len(fit):
         why = ", ".join(f"{n} {reason}" for reason, n in dropped.most_common()) or "it has no rows"
         raise UserError(f"{cfg.data}: no row can be used ({why}).")
-    chosen = choice(fit, cfg.rows, cfg.data_seed)
+    if cfg.choice == "first" and cfg.rows:
+        held = min(HELD_BACK, max(0, len(fit) - cfg.rows))
+        chosen = fit[held : held + cfg.rows]
+    else:
+        chosen = choice(fit, cfg.rows, cfg.data_seed)
     if len(chosen) < cfg.rows:
         log.warning("%s: %d rows can be used, fewer than the %d wanted.", cfg.data, len(chosen), cfg.rows)
     tally = _write(files, chosen, temporary, mark)

@@ -36,8 +36,8 @@ def raw_rows(cfg: Config) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
     that encode them can read them too."""
     if cfg.data == "tinycode":
         yield from enumerate(tinycode.training(cfg.rows, cfg.data_seed))
-    elif cfg.data == "stdlib":
-        yield from enumerate(stdlib.rows())
+    elif cfg.data in stdlib.SOURCES:
+        yield from enumerate(stdlib.rows(every=cfg.data == "stdlib_all"))
     elif Path(cfg.data).suffix in (".jsonl", ".json"):
         yield from numbered_lines(Path(cfg.data))
     elif Path(cfg.data).suffix == ".parquet":
@@ -58,8 +58,8 @@ def raw_rows(cfg: Config) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
         except Exception as e:  # the hub's errors have no common base; all mean that the data is out of reach
             reason = str(e).strip().splitlines()[0]
             raise UserError(
-                f"data: {cfg.data} is no `tinycode`, no `stdlib`, no .jsonl or .parquet file and no reachable "
-                f"data set ({reason})."
+                f"data: {cfg.data} is no `tinycode`, no `stdlib`, no `stdlib_all`, no .jsonl or .parquet file and no "
+                f"reachable data set ({reason})."
             ) from None
 
 
@@ -106,13 +106,8 @@ def data_stamp(cfg: Config) -> Any:
     """What stands for the rows: a file's size and time; TinyCode's own source; Python's version and the standard
     library's files; nothing for a hub data set."""
     if cfg.data == "tinycode":
-        return tinycode_stamp()
-    if cfg.data == "stdlib":
+        return tinycode.stamp()
+    if cfg.data in stdlib.SOURCES:
         return stdlib.stamp()
     source = Path(cfg.data)
     return [source.stat().st_size, source.stat().st_mtime_ns] if source.is_file() else []
-
-
-def tinycode_stamp() -> str:
-    """Changes with the source of the problem set."""
-    return hashlib.sha256(Path(__file__).with_name("tinycode.py").read_bytes()).hexdigest()

@@ -2,10 +2,12 @@
 
     rows()                  # the training part, in OpenCodeReasoning's columns; needs `empty_reasoning = keep`
     rows(held_out=True)     # functions of other modules
+    rows(every=True)        # the training part with the functions that have no docstring
     stamp()                 # what decides about them: Python's version and the library's files
 
 A row is a function or method with a docstring: its head and the docstring's first paragraph are the problem, its
-body is the program as Python's unparser writes it (no comments, one statement a line), and there is no reasoning.
+body is the program as Python's unparser writes it (no comments, one statement a line), and there is no reasoning. A
+long body gives several rows (`pieces`).
 Top-level modules and packages lie wholly in one part (`is_held_out`), and of near duplicates the first is kept, over
 both parts. Same Python, same rows.
 `python -m treediff.data.stdlib` counts them.
@@ -27,14 +29,17 @@ from typing import Any
 from treediff.data import contamination
 from treediff.errors import UserError
 
-HELD_OUT = 0.3
+SOURCES = ("stdlib", "stdlib_all")
+"""Values of the switch `data`: functions with a docstring, and all."""
+
+HELD_OUT = 0.2
 """Share of the modules that are held out."""
 
 SHORTEST = 8
 """Shorter bodies are left out: `return self.x` has no tree to speak of [contamination.program_tokens]."""
 
 LONGEST = 400
-"""Longer bodies are cut after their last statement that ends within so many characters: for small models."""
+"""Longer bodies become several rows of whole statements, each of at most so many characters: for small models."""
 
 ALIKE = 0.7
 """Bodies are near duplicates from this Jaccard similarity on, estimated by MinHash (contamination.Features)."""
@@ -75,19 +80,23 @@ def is_held_out(module: str) -> bool:
     return int.from_bytes(hashlib.sha256(top.encode()).digest()[:8], "big") < HELD_OUT * 2**64
 
 
-def rows(held_out: bool = False) -> list[dict[str, Any]]:
-    """The rows of one part: id (`module.Class.function`), input, output, solution. The order mixes the modules."""
-    return [dict(row) for row in _rows() if is_held_out(row["id"]) == held_out]
+def rows(held_out: bool = False, every: bool = False) -> list[dict[str, Any]]:
+    """The rows of one part: id (`module.Class.function`, its further rows `#2`, ...), input, output, solution; with
+    `every` those of functions without a docstring, too. The order mixes the modules."""
+    return [dict(row) for row in _rows(every) if is_held_out(row["id"]) == held_out]
 
 
-@lru_cache(maxsize=1)
-def _rows() -> list[dict[str, Any]]:
-    found = [row for name, path in files() for row in functions(name, path.read_bytes())]
+@lru_cache(maxsize=2)
+def _rows(every: bool) -> list[dict[str, Any]]:
+    found = [row for name, path in files() for row in functions(name, path.read_bytes(), every)]
+    found.sort(
+        key=lambda row: '"""' not in row["input"]
+    )  # of duplicates one with a docstring stays, as without `every`
     return sorted(_without_duplicates(found), key=lambda row: hashlib.sha256(row["id"].encode()).digest())
 
 
-def functions(module: str, source: bytes) -> Iterator[dict[str, Any]]:
-    """A row for each function of a module that has a docstring and, besides it, a body long enough to learn from.
+def functions(module: str, source: bytes, every: bool = False) -> Iterator[dict[str, Any]]:
+    """The rows of each function of a module that has a docstring (or of `every` one) and a body to learn from besides.
 
     Functions inside functions have none of their own. What is no Python source in UTF-8 gives nothing.
     """
@@ -98,22 +107,38 @@ def functions(module: str, source: bytes) -> Iterator[dict[str, Any]]:
         return
     for name, node in _definitions(tree, module):
         said = ast.get_docstring(node)
-        if not said:
+        if not (said or every):
             continue
-        body = ""
-        for statement in node.body[1:]:
-            longer = f"{body}\n{ast.unparse(statement)}".strip("\n")
-            if len(longer) > LONGEST:
-                break
-            body = longer
+        bodies = [p for p in pieces(node.body[bool(said) :]) if len(contamination.program_tokens(p)) >= SHORTEST]
         node.body, node.decorator_list = [ast.Pass()], []
-        head = ast.unparse(node).removesuffix("pass").rstrip()
-        summary = inspect.cleandoc(said).partition("\n\n")[0]
-        problem = f"{head}\n" + textwrap.indent(f'"""{summary}"""', "    ")
-        if "```" in body or len(contamination.program_tokens(body)) < SHORTEST:
+        problem = ast.unparse(node).removesuffix("pass").rstrip()
+        if said:
+            summary = inspect.cleandoc(said).partition("\n\n")[0]
+            problem += "\n" + textwrap.indent(f'"""{summary}"""', "    ")
+        for number, body in enumerate((p for p in bodies if "```" not in p), start=1):
+            answer = f"<think>\n\n</think>\n\n```python\n{body}\n```"
+            own = name if number == 1 else f"{name}#{number}"
+            yield {"id": own, "input": problem, "output": answer, "solution": body}
+
+
+def pieces(statements: list[ast.stmt]) -> Iterator[str]:
+    """Statements as the unparser writes them, in runs of at most LONGEST characters. Of a statement that is longer, the
+    blocks inside it are cut likewise; one that holds none is left out."""
+    run = ""
+    for statement in statements:
+        text = ast.unparse(statement)
+        if run and len(run) + 1 + len(text) > LONGEST:
+            yield run
+            run = ""
+        if len(text) <= LONGEST:
+            run = f"{run}\n{text}".lstrip("\n")
             continue
-        answer = f"<think>\n\n</think>\n\n```python\n{body}\n```"
-        yield {"id": name, "input": problem, "output": answer, "solution": body}
+        for part in (statement, *getattr(statement, "handlers", ()), *getattr(statement, "cases", ())):
+            for name in ("body", "orelse", "finalbody"):
+                if isinstance(block := getattr(part, name, None), list):
+                    yield from pieces(block)
+    if run:
+        yield run
 
 
 def _definitions(tree: ast.Module, module: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:

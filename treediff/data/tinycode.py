@@ -13,6 +13,7 @@ The text fixes the behaviour, empty and negative input included: `%` and `//` ar
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import math
 import random
@@ -21,6 +22,7 @@ import string
 import textwrap
 import zlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from treediff.errors import UserError
@@ -410,6 +412,11 @@ def count() -> dict[str, int]:
 
 
 # --- what the other stages call -----------------------------------------------------------------------------------
+def stamp() -> str:
+    """Changes with the source of the problem set."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
 def training(rows: int, seed: int) -> list[dict[str, str]]:
     """`rows` distinct training problems in OpenCodeReasoning's columns, in a seeded order.
 

@@ -96,5 +96,5 @@ def plot(outcome: str, arms: Sequence[Arm], rows: Sequence[Difference], lines: M
     right.set_ylim(max(y, 1.0) - 0.3, -0.7)
     right.set_xlabel("difference [points] with 95 % interval", fontsize=9)
     if lines:
-        right.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.12 - 0.5 / height), ncols=2)
+        figure.legend(frameon=False, fontsize=8, loc="outside lower right", ncols=len(lines))
     return figure

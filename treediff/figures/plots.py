@@ -142,9 +142,10 @@ def source(text: str, starts: np.ndarray, labels: np.ndarray, title: str = "") -
     return figure
 
 
-def tree(parsed: Parsed, node: Any = None, most: int = 90, deepest: int = 24) -> Figure:
+def tree(parsed: Parsed, node: Any = None, most: int = 90, deepest: int = 24, hole: tuple[int, int] = (0, 0)) -> Figure:
     """The syntax tree of `node` (the whole source by default) drawn as a tree, nodes coloured by their own tier: the
-    first `most` nodes down to the level `deepest`. A node that has more below it than is drawn ends in an ellipsis."""
+    first `most` nodes down to the level `deepest`. A node that has more below it than is drawn ends in an ellipsis.
+    What lies in the bytes `hole` is dark."""
     from matplotlib.figure import Figure
 
     g = parsed.grammar
@@ -196,6 +197,8 @@ def tree(parsed: Parsed, node: Any = None, most: int = 90, deepest: int = 24) ->
         if not n.is_named and above is not None:  # a keyword takes the tier of the node that it begins
             tier = tier_of[above]
         tier_of[n.id] = tier
+        hidden = hole[0] <= n.start_byte < n.end_byte <= hole[1]
+        fill = MASKED if hidden else COLOURS[TIERS[tier]]
         ax.text(
             x,
             -d,
@@ -204,7 +207,8 @@ def tree(parsed: Parsed, node: Any = None, most: int = 90, deepest: int = 24) ->
             va="center",
             fontsize=8,
             family="monospace" if n.child_count == 0 else "sans-serif",
-            bbox={"boxstyle": "round,pad=0.25", "fc": COLOURS[TIERS[tier]], "ec": "#888888", "lw": 0.5},
+            color="white" if hidden else "black",
+            bbox={"boxstyle": "round,pad=0.25", "fc": fill, "ec": "#888888", "lw": 0.5},
             zorder=2,
         )
     ax.set_xlim(min(0, (right - 6) / 2), max(right, (right + 6) / 2))

@@ -245,6 +245,22 @@ def group_mask(cfg: Config, draw: Draw) -> torch.Tensor:
     return chosen | take(torch.where(draw.code & ~chosen, draw.u, torch.inf), missing)
 
 
+def node_mask(cfg: Config, draw: Draw) -> torch.Tensor:
+    """One AST node of each sample, the one whose size is nearest to the budget, of several a random one: bool (B, L).
+
+    Beyond the paper: training for holes (sampling/infill.py). The noise level decides how large the node is, so that
+    nodes of all sizes are learnt, and masks no other code; the reasoning is masked as under every other rule.
+    """
+    mask = torch.zeros(draw.labels.shape, dtype=torch.bool)
+    most = max([len(s) for s in draw.groups], default=0)
+    tie = uniform(cfg.seed, draw.uid.cpu(), draw.step, SHUFFLE, most).numpy()
+    for row, (span, n) in enumerate(zip(draw.groups, draw.budget.tolist(), strict=True)):
+        if len(span):
+            start, end, _ = span[np.argmin(np.abs(span[:, 1] - span[:, 0] - n) + tie[row, : len(span)])].tolist()
+            mask[row, start:end] = True
+    return mask.to(draw.labels.device)
+
+
 def apply_mask(ids: torch.Tensor, mask: torch.Tensor, mask_id: int) -> torch.Tensor:
     """x_t: `ids` (B, L) with the mask token wherever `mask` is set."""
     return torch.where(mask, mask_id, ids)

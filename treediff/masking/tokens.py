@@ -64,13 +64,21 @@ class ByteTable(NamedTuple):
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
     """A tokenizer from a folder or the hub, with a `mask_token`. Raises UserError if it cannot serve (see below)."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedConfig
 
     # Texts are encoded one by one, so its threads would only be woken in vain, and complain when a process forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        tok = AutoTokenizer.from_pretrained(name, revision=revision)
+        # Code that a folder brings along is never run; without that word transformers would ask and wait. The model's
+        # own config.json says nothing about the tokenizer, and one of an unknown model makes transformers warn.
+        own = {"config": PreTrainedConfig(), "trust_remote_code": False}
+        tok = AutoTokenizer.from_pretrained(name, revision=revision, **own)
     except (OSError, ValueError) as e:
+        if "trust_remote_code" in str(e):
+            raise UserError(
+                f"tokenizer: {name} can be loaded by code of its own only, which is never run here; give a folder with "
+                "a tokenizer.json that transformers reads without it."
+            ) from None
         first = str(e).strip().splitlines()[0]
         raise UserError(f"tokenizer: {name} is neither a tokenizer folder nor a reachable hub id ({first}).") from None
     if not getattr(tok, "is_fast", False):

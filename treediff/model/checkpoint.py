@@ -35,7 +35,7 @@ def load_backbone(
     """
     from safetensors import SafetensorError, safe_open
 
-    folder = _folder(name, revision)
+    folder = fetch(name, revision)
     model = llada.empty(_read(folder / "config.json"), dtype)
     wanted = {llada.official_name(n): n for n, _ in model.named_parameters()}
     found: dict[str, Path] = {}
@@ -58,7 +58,8 @@ def load_backbone(
     return llada.finish(model, device)
 
 
-def _folder(name: str, revision: str) -> Path:
+def fetch(name: str, revision: str) -> Path:
+    """The folder of a checkpoint: `name` itself, or where the hub's is after its download. Raises UserError."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download

@@ -8,8 +8,13 @@ Attention is bidirectional; padding is hidden, never seen.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
+
+from treediff.config import Config
 
 
 def hidden_states(model: nn.Module, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -24,6 +29,26 @@ def hidden_states(model: nn.Module, ids: torch.Tensor, attention_mask: torch.Ten
             seen = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
         attention_mask = seen
     return llama.model(input_ids=ids, attention_mask=attention_mask).last_hidden_state
+
+
+def cudnn_serves(cfg: Config) -> bool:
+    """Whether cuDNN's attention may serve a training: where no mask can occur, and few shapes do.
+
+    It makes a plan for each new shape (up to 0.9 s), and with a mask its gradients may be NaN (pytorch issue 196678).
+    Rows of a multiple of 128 tokens, one to a micro-batch, have at most max_length / 128 shapes and no mask.
+    """
+    return cfg.eos_padding == "multiple" and cfg.micro_batch == 1
+
+
+@contextmanager
+def cudnn(on: bool) -> Iterator[None]:
+    """Allow or forbid cuDNN's attention meanwhile. Without it a GPU uses flash attention, or a mask's own kernel."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(on)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def lm_head(model: nn.Module) -> nn.Linear:
@@ -62,16 +87,20 @@ def padding_bias(model: nn.Module, attention_mask: torch.Tensor) -> torch.Tensor
 
 
 def window_states(
-    model: nn.Module, ids: torch.Tensor, first: int, bias: torch.Tensor | None, kept: KeyValues | None
+    model: nn.Module, ids: torch.Tensor, first: int | torch.Tensor, bias: torch.Tensor | None, kept: KeyValues | None
 ) -> torch.Tensor:
     """Last hidden states (B, W, d) of the window `ids` (B, W) of a canvas, which begins at position `first`.
+
+    Where the canvas is not in the order of the text, `first` are the tokens' places in the text, int64 (B, W).
 
     Without `kept` the window is the whole canvas. `bias`: see `padding_bias`. For sampling: where `encode` builds its
     mask anew and reads it on the host, this only queues work on the device.
     """
     llama = (model.get_base_model() if hasattr(model, "get_base_model") else model).model
     hidden = llama.embed_tokens(ids)
-    rotary = llama.rotary_emb(hidden, torch.arange(first, first + ids.shape[1], device=ids.device)[None])
+    if isinstance(first, int):
+        first = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
+    rotary = llama.rotary_emb(hidden, first)
     for layer in llama.layers:
         hidden = layer(hidden, attention_mask=bias, position_embeddings=rotary, past_key_values=kept)
     return llama.norm(hidden)

@@ -84,6 +84,8 @@ def empty(config: dict[str, Any], dtype: torch.dtype) -> LlamaForCausalLM:
     """A model of a LLaDA config's shape on the meta device: no memory, no weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from treediff.model.attention import Attention
+
     for key, value in _REQUIRED.items():
         if config.get(key, value) not in (value, None):
             raise UserError(f"backbone: {key} = {config[key]!r} is not supported, only {value!r}.")
@@ -117,15 +119,16 @@ def empty(config: dict[str, Any], dtype: torch.dtype) -> LlamaForCausalLM:
         model = LlamaForCausalLM(llama).to(dtype)
     for layer in model.model.layers:
         layer.self_attn.is_causal = False
+        layer.self_attn.__class__ = Attention
     model.llada_config = dict(config)
     return model
 
 
 def finish(model: LlamaForCausalLM, device: str) -> LlamaForCausalLM:
     """Rebuild what is computed rather than loaded (the rotary table, in float32), tie if asked."""
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+    from treediff.model.attention import Rotary
 
-    model.model.rotary_emb = LlamaRotaryEmbedding(model.config).to(device)
+    model.model.rotary_emb = Rotary(model.config).to(device)
     if model.config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model.eval()

@@ -26,6 +26,9 @@ def add_lora(model: LlamaForCausalLM, cfg: Config) -> nn.Module:
     Raises UserError if one of the targets matches nothing.
     """
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora.layer import Linear
+
+    from treediff.model.narrow import NarrowLinear
 
     torch.manual_seed(cfg.seed)  # the matrices' initialisation: the same for every masking
     lora = LoraConfig(
@@ -35,7 +38,17 @@ def add_lora(model: LlamaForCausalLM, cfg: Config) -> nn.Module:
     matched = {n.split(".")[-4] for n, p in wrapped.named_parameters() if ".lora_A." in n and p.requires_grad}
     if matched != set(LORA_TARGETS):
         raise UserError(f"lora: no module matches {', '.join(sorted(set(LORA_TARGETS) - matched))}.")
+    for module in wrapped.modules():
+        if type(module) is Linear:
+            module.__class__ = NarrowLinear
     return wrapped
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Have torch.compile fuse each block's elementwise work. Its bits differ from those without, not between runs."""
+    llama = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for layer in llama.model.layers:
+        layer.compile(dynamic=True)
 
 
 def load_adapter(model: LlamaForCausalLM, folder: Path) -> LlamaForCausalLM:

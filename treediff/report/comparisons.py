@@ -21,7 +21,7 @@ from treediff.errors import UserError
 from treediff.files import read_json, read_jsonl
 from treediff.report.paper import HALVES, PAIRS
 from treediff.report.tables import Cell, Table, estimate, rate
-from treediff.runs import SHARED_OUT, of_stages, rows_per_step
+from treediff.runs import comparable, of_stages, rows_per_step
 from treediff.sampling.run import samples_path
 from treediff.scoring import stats
 from treediff.scoring.run import ledger_path
@@ -130,8 +130,7 @@ def _same_settings(key: Key, runs: Runs) -> None:
             own.pop("sampling seed", None)
         if (run.run_dir / "config.json").exists():
             made = read_json(run.run_dir / "config.json")
-            trained = {k: v for k, v in of_stages(made, "data", "train").items() if k not in SHARED_OUT}
-            trained["rows_per_step"] = rows_per_step(made)
+            trained = comparable(of_stages(made, "data", "train")) | {"rows_per_step": rows_per_step(made)}
             # Runs of several seeds may have several backbones: those of one seed have the same.
             trained[f"backbone_seed (of seed {run.seed})"] = trained.pop("backbone_seed", -1)
             names = BACKBONE if run.masking == "none" else trained
@@ -203,9 +202,7 @@ def pooled(cfg: Config) -> list[dict[str, Any]]:
     for key, runs in all_seeds(cfg).items():
         for one, two in COMPARED:
             sides = [{r.seed: stats.passed(v, "plus") for r, v in runs.values() if r.masking == s} for s in (one, two)]
-            starts = {_backbone_seed(r) for r, _ in runs.values() if r.masking == two}
-            own = cfg.backbone == "pretrain" and len(starts) == len(sides[1])
-            record = pooled_record(one, two, key, *sides, own_backbones=own)
+            record = pooled_record(one, two, key, *sides, own_backbones(runs) and sides[0].keys() == sides[1].keys())
             if record:
                 means = [
                     {t: Fraction(sum(run[t] for run in of.values()), len(of)) for t in of[min(of)]} for of in sides
@@ -215,20 +212,18 @@ def pooled(cfg: Config) -> list[dict[str, Any]]:
     return _with_holm(out)
 
 
-def _backbone_seed(run: Config) -> int:
-    """The seed of the backbone that a run started from: its own, or one that several runs share."""
-    path = run.run_dir / "config.json"
-    seed = read_json(path).get("backbone_seed", -1) if path.exists() else -1
-    return run.seed if seed < 0 else seed
+def own_backbones(runs: Runs) -> bool:
+    """Whether each seed has a backbone of its own, which its runs share: those of a study share one over seeds."""
+    made = [read_json(p) for run, _ in runs.values() if (p := run.run_dir / "config.json").exists()]
+    return all(m["backbone"] == "pretrain" and m.get("backbone_seed", -1) < 0 for m in made)
 
 
 def pooled_record(
-    one: str, two: str, key: Key, a: dict[int, stats.Passes], b: dict[int, stats.Passes], own_backbones: bool
+    one: str, two: str, key: Key, a: dict[int, stats.Passes], b: dict[int, stats.Passes], paired: bool
 ) -> dict[str, Any] | None:
     """Two strategies' runs by seed compared (stats.pooled) [points]; None where chance between runs is unknown."""
     if min(len(a), len(b)) < 2:
         return None
-    paired = own_backbones and a.keys() == b.keys()
     found = stats.pooled(list(a.values()), list(b.values()), paired_runs=paired)
     return None if found["p"] is None else _points(one, two, key, found) | {"seeds": found["runs"], "paired": paired}
 

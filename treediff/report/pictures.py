@@ -199,7 +199,7 @@ def pictures(
 
     `facts`: study.summary, if there was a study.
     """
-    out, key = {}, (cfg.benchmarks[0], cfg.lengths[-1])
+    out, key = {}, (*cfg.benchmarks[:1], cfg.lengths[-1])  # of no run, if there is no benchmark
     if facts:
         out["study"] = study_picture(facts)
     if records:

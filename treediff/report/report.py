@@ -252,8 +252,8 @@ def _tokenizer(cfg: Config, found: dict[str, Any]) -> tuple[PreTrainedTokenizerF
 
 def lead(cfg: Config, records: list[dict[str, Any]]) -> list[str]:
     """Two findings beside the answer, at the largest T of the first benchmark."""
-    place = {"benchmark": HALVES[cfg.benchmarks[0]][1], "T": cfg.lengths[-1]}
-    pairs = ({"from": one, "to": "ast", **place} for one in ("ast_span", "none"))
+    places = [{"benchmark": HALVES[b][1], "T": cfg.lengths[-1]} for b in cfg.benchmarks[:1]]
+    pairs = [{"from": one, "to": "ast", **place} for place in places for one in ("ast_span", "none")]
     return [comparisons.sentence(r) for want in pairs for r in records if want.items() <= r.items()]
 
 

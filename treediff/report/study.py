@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from treediff.config import SWITCHES, Config, resolve
-from treediff.data import benchmarks
+from treediff.data import benchmarks, stdlib
 from treediff.errors import UserError
 from treediff.figures import forest, plots
 from treediff.files import read_json, read_jsonl, whole, write_json
@@ -70,6 +70,7 @@ class Arm:
 
     @property
     def name(self) -> str:
+        """What its runs' directories begin with."""
         return f"{self.masking}-{self.variant}" if self.variant else self.masking
 
 
@@ -186,7 +187,7 @@ def arms(
 def ledgers(cfg: Config) -> dict[str, Path]:
     """The ledgers that a run of the study has, by name, whether they are there or not."""
     found = {f"{b}-T{t}": ledger_path(cfg, b, t) for b in cfg.benchmarks for t in cfg.lengths}
-    return found | ({NODES: restore.ledger_path(cfg)} if cfg.data == "stdlib" else {})
+    return found | ({NODES: restore.ledger_path(cfg)} if cfg.data in stdlib.SOURCES else {})
 
 
 def finished(cfg: Config) -> bool:
@@ -481,10 +482,12 @@ def _by_backbone(runs: Sequence[Mapping[str, Any]], vectors: Sequence[stats.Pass
 
 
 def _decide(compared: list[dict[str, Any]], primary: list[tuple[str, str]]) -> None:
-    """Adds `claimed`: the primary comparison on the primary outcome alone, all others together by Holm's procedure."""
-    first = [r for r in compared if r["primary"] and [(r["from"], r["to"])] == primary]
-    rest = [r for r in compared if r not in first]
-    for family in (first, rest):
+    """Adds `claimed`: the primary comparison on the primary outcome alone; the others on it together by Holm's
+    procedure; and those on all other outcomes likewise."""
+    families: dict[tuple[bool, bool], list[dict[str, Any]]] = {}
+    for r in compared:
+        families.setdefault((r["primary"], r["primary"] and [(r["from"], r["to"])] == primary), []).append(r)
+    for family in families.values():
         adjusted = stats.holm([1.0 if r["p"] is None else r["p"] for r in family])
         for r, p in zip(family, adjusted, strict=True):
             r["p_adjusted"], r["claimed"] = p, p < 0.05
@@ -521,6 +524,9 @@ def answer(results: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     first = f"{backbones} backbones" if backbones > 1 else "one backbone"
     lines = [f"Fine-tunings of {first}, compared by {main[0]['outcome']} ({main[0]['items']:,} items). "]
     lines += [sentence(r) + " " for r in main]
+    for r in main:
+        if r["from"] == "ast-upside_down" and not (r["claimed"] and r["difference"] > 0):
+            lines.append("That the weights are the right way up made no difference that can be told. ")
     if results["missing"]:
         lines.append(f"{len(results['missing'])} of the planned runs are missing. ")
     lines.append("This speaks of this test bed, not of LLaDA-8B or HumanEval.")
@@ -565,6 +571,7 @@ def summary(cfg: Config) -> dict[str, Any] | None:
 def figure(facts: Mapping[str, Any]) -> Any:
     """The forest plot of a study (figures/forest.py)."""
     main = [r for r in facts["rates"] if r["primary"]]
+    order = [(r["from"], r["to"]) for r in facts["comparisons"]]  # a comparison's outcomes together
     arms = [
         forest.Arm(facts["arms"][r["arm"]], *_look(r["arm"]), r["runs"], r["mean"], r["low"], r["high"]) for r in main
     ]
@@ -578,7 +585,7 @@ def figure(facts: Mapping[str, Any]) -> Any:
             r["high"],
             r["primary"],
         )
-        for r in facts["comparisons"]
+        for r in sorted(facts["comparisons"], key=lambda r: order.index((r["from"], r["to"])))
         if r["p"] is not None
     ]
     lines = {f"the paper's {name}: {v:+.1f}": v for name, v in facts["paper"].items()}
@@ -618,7 +625,8 @@ def markdown(results: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     study = results["study"]
     lines = [f"**{facts['answer']}**", ""]
     lines += "\n\n".join(table.markdown() for table in tables(facts)).splitlines()
-    lines += ["", "The first row is the primary comparison, tested alone; the others are adjusted together (Holm). "]
+    lines += ["", "The first row is the primary comparison, tested alone. The others on the same outcome are adjusted "]
+    lines[-1] += "together (Holm), those on the other outcomes likewise. "
     lines[-1] += f"{stats.POOLING} Items of one program are one task here. The plan: docs/study.md."
     where = [
         f"{len(results['runs'])} runs, {facts['seconds'] / 3600:.1f} hours of work",

@@ -30,15 +30,25 @@ class Autoregressive:
         self.cfg, self.length = cfg, length
         dtype = torch.float32 if cfg.precision == "fp32" else torch.bfloat16
         try:
-            self.tok = AutoTokenizer.from_pretrained(cfg.model, padding_side="left")
-            self.net = AutoModelForCausalLM.from_pretrained(cfg.model, dtype=dtype).to(diffusion.device()).eval()
+            self.tok = AutoTokenizer.from_pretrained(cfg.model, padding_side="left", trust_remote_code=False)
+            net = AutoModelForCausalLM.from_pretrained(cfg.model, dtype=dtype, trust_remote_code=False)
+            self.net = net.to(diffusion.device()).eval()
         except (OSError, ValueError, KeyError) as e:
+            if "trust_remote_code" in str(e):
+                raise UserError(
+                    f"model: {cfg.model} can be loaded by code of its own only, which is never run here; name a model "
+                    "that transformers knows."
+                ) from None
             reason = str(e).strip().splitlines()[0]
             raise UserError(f"model: {cfg.model} is no causal language model that can be loaded ({reason}).") from None
         own = self.net.generation_config.eos_token_id
         ends = {*(own if isinstance(own, list) else [own]), self.tok.eos_token_id} - {None}
         self.ends = sorted(ends)
         self.pad = self.tok.pad_token_id if self.tok.pad_token_id is not None else self.ends[0] if self.ends else 0
+
+    def of_length(self, length: int) -> None:
+        """Answer with at most `length` tokens from now on."""
+        self.length = length
 
     def prompt(self, problem: str) -> tuple[list[int], str]:
         """A problem as token ids in the model's own chat template, and how the answer is made to begin."""

@@ -10,6 +10,9 @@ block proposes its most likely token, and some proposals are committed for good:
 most confident first (`exactly`), or all that are confident enough (`confidently`). Each of the two reads the whole
 canvas at each step, or keeps what it knows of the tokens outside the block until the block is done (`cache`).
 
+Holes of a text are decoded in the same way (infill.py). A bidirectional model knows a token's place by its number
+alone, so the canvas holds the known text first and the masks after it, and `places` says where each token belongs.
+
 To use it with another model, give it what it takes from llada.py: `encode_window`, `head`, `padding_bias`.
 """
 
@@ -49,10 +52,15 @@ class Decoding:
     threshold: float = 0.0  # > 0: commit all proposals of at least this confidence, and one at the least
     cache: str = "none"  # keys and values kept during a block: of the tokens before it (prefix), or all others (dual)
     early_exit: bool = True  # a row whose text has ended leaves the batch
+    holes: int = 0  # > 0: holes of any length are decoded, so many tokens a step, and no end of text ends them
     official: bool = False  # LLaDA's loop to the letter: may commit the mask token, never ends early
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.holes:
+            if self.official or self.early_exit:
+                raise UserError("holes: LLaDA's own loop has none, and nothing ends early in one.")
+            return
         if self.gen_length % self.block_length:
             raise UserError(f"block_length: {self.block_length} does not divide the length {self.gen_length}.")
         if self.steps % (self.gen_length // self.block_length):
@@ -60,6 +68,20 @@ class Decoding:
             raise UserError(f"steps: {self.steps} steps cannot be shared evenly by {blocks} blocks.")
         if self.official and (self.threshold or self.cache != "none"):
             raise UserError("official: LLaDA's own loop has neither a threshold nor a cache.")
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the canvas. The last block of holes may be a short one."""
+        return -(-self.gen_length // self.block_length)
+
+    def commits(self, masked: int) -> list[int]:
+        """Tokens to commit at each step of a block of `masked` tokens.
+
+        In holes the same number at each step, so that a short one is decoded beside a long one as it is alone.
+        """
+        if self.holes:
+            return [min(self.holes, masked - done) for done in range(0, masked, self.holes)]
+        return commits_per_step(masked, self.steps // self.blocks)
 
 
 @dataclass
@@ -90,14 +112,22 @@ def commits_per_step(masked: int, steps: int) -> list[int]:
     return [share + (i < rest) for i in range(steps)]
 
 
-def canvas(prompts: Sequence[Sequence[int]], gen_length: int, mask_id: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Prompts, padded on the left to one length, each followed by masks: int64 (B, L), and what is no padding."""
+def canvas(
+    prompts: Sequence[Sequence[int]], gen_length: int, mask_id: int, lengths: Sequence[int] | None = None, pad: int = 0
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Prompts, padded on the left to one length, each followed by masks: int64 (B, L), and what is no padding.
+
+    With `lengths` row i has only so many masks, and after them the token `pad`.
+    """
     longest = max(len(p) for p in prompts)
     ids = torch.full((len(prompts), longest + gen_length), mask_id, dtype=torch.long)
     attention_mask = torch.ones_like(ids)
     for i, prompt in enumerate(prompts):
         ids[i, longest - len(prompt) : longest] = torch.tensor(prompt)
         attention_mask[i, : longest - len(prompt)] = 0
+        if lengths is not None:
+            ids[i, longest + lengths[i] :] = pad
+            attention_mask[i, longest + lengths[i] :] = 0
     return ids, None if attention_mask.all() else attention_mask
 
 
@@ -111,23 +141,30 @@ def decode(
     how: Decoding,
     uids: Sequence[int] | None = None,
     watch: Watch | None = None,
+    places: Sequence[Sequence[int]] | None = None,
 ) -> Decoded:
     """Decode one answer per prompt (token ids). Prompts of any lengths together give what each gives alone.
 
     `uids` (below 2**36) name the prompts: what is drawn at random for one depends on its uid and `how.seed` alone; by
     default they are numbered. `watch` is called after each step with the answers so far (B, gen_length) on the device
-    and the share of the canvas that lies behind.
+    and the share of the canvas that lies behind. `places`, where holes are decoded, are the places in the text of each
+    prompt's tokens and then of those to be decoded, of which a row may have fewer than gen_length.
     """
-    run = _Run(net, prompts, how, range(len(prompts)) if uids is None else uids, watch)
+    run = _Run(net, prompts, how, range(len(prompts)) if uids is None else uids, watch, places)
     rows = torch.arange(len(prompts), device=run.ids.device)
-    blocks = how.gen_length // how.block_length
-    for block in range(blocks):
-        run.enter(rows, block)
-        (confidently if how.threshold else exactly)(run)
-        if how.early_exit and not how.official:
-            rows = rows[~run.ended(rows)]  # the one time per block that the host waits for the device
-            if not len(rows):
-                break
+    with forward.cudnn(False):  # canvases have masks, and each its own length
+        for block in range(how.blocks):
+            if places is not None:  # those whose holes reach so far
+                mine = [i for i, n in enumerate(run.lengths) if n > block * how.block_length]
+                rows = torch.tensor(mine, device=run.ids.device)
+                if not mine:
+                    break
+            run.enter(rows, block)
+            (confidently if how.threshold else exactly)(run)
+            if how.early_exit and not how.official:
+                rows = rows[~run.ended(rows)]  # the one time per block that the host waits for the device
+                if not len(rows):
+                    break
     if watch:
         watch(run.answers, 1.0)
     return run.result()
@@ -136,8 +173,8 @@ def decode(
 def exactly(run: _Run) -> None:
     """LLaDA's schedule: at each step a number of tokens known beforehand, so the host never waits for the device."""
     how = run.how
-    left = how.block_length
-    for number in commits_per_step(left, how.steps // (how.gen_length // how.block_length)):
+    left = run.end - run.first
+    for number in how.commits(left):
         if number:
             # Under `official` a mask token that was committed is open still: all slots are looked at, always.
             run.step(run.slots if how.official else left, partial(most_confident, number=number))
@@ -147,7 +184,7 @@ def exactly(run: _Run) -> None:
 
 def confidently(run: _Run) -> None:
     """Fast-dLLM's parallel decoding: steps of all sure tokens until the block is full; the host looks at each."""
-    left = run.how.block_length
+    left = run.end - run.first
     while True:
         run.step(left, partial(sure_enough, threshold=run.how.threshold))
         run.tick()
@@ -214,10 +251,19 @@ class _Run:
         how: Decoding,
         uids: Sequence[int],
         watch: Watch | None,
+        places: Sequence[Sequence[int]] | None,
     ) -> None:
         self.net, self.how, self.watch = net, how, watch
         self.device = next(net.parameters()).device
-        ids, attention_mask = canvas(prompts, how.gen_length, how.mask_id)
+        self.lengths = None if places is None else [len(at) - len(p) for at, p in zip(places, prompts, strict=True)]
+        ids, attention_mask = canvas(prompts, how.gen_length, how.mask_id, self.lengths, how.ends[0])
+        self.places = None
+        if places is not None:
+            at = torch.zeros_like(ids)
+            for i, (prompt, of) in enumerate(zip(prompts, places, strict=True)):
+                begin = ids.shape[1] - how.gen_length - len(prompt)
+                at[i, begin : begin + len(of)] = torch.tensor(of)
+            self.places = at.to(self.device)
         self.ids = ids.to(self.device)
         self.start = ids.shape[1] - how.gen_length
         hidden = attention_mask is not None
@@ -243,7 +289,7 @@ class _Run:
         self.behind = block * how.block_length / how.gen_length
         self.rows, self.going = rows, torch.ones_like(rows, dtype=torch.bool)
         self.first = self.start + block * how.block_length
-        self.end = self.first + how.block_length
+        self.end = min(self.first + how.block_length, self.ids.shape[1])
         # From the canvas's start under `official`: a mask token committed in an earlier block is open again.
         self.low = self.start if how.official else self.first
         if how.official:
@@ -252,17 +298,19 @@ class _Run:
 
     def read(self, x: torch.Tensor) -> tuple[torch.Tensor, int]:
         """Hidden states of the canvas `x` (B, L), or of the window that is not kept, and where they begin."""
-        bias = None if self.bias is None else self.bias[self.rows]
+        bias, places = (None if t is None else t[self.rows] for t in (self.bias, self.places))
         if self.how.guidance > 0:
             blind = x.clone()
             blind[:, : self.start] = self.how.mask_id
-            x, bias = torch.cat([x, blind]), None if bias is None else torch.cat([bias, bias])
+            x = torch.cat([x, blind])
+            bias, places = (None if t is None else torch.cat([t, t]) for t in (bias, places))
         begin, stop = 0, x.shape[1]
         if self.kept and self.kept.layers:  # the block's first step reads everything
             begin, stop = self.first, self.end if self.how.cache == "dual" else stop
             self.kept.window = slice(begin, stop)
         self.forwards += 1
-        return forward.window_states(self.net, x[:, begin:stop], begin, bias, self.kept), begin
+        at = begin if places is None else places[:, begin:stop]
+        return forward.window_states(self.net, x[:, begin:stop], at, bias, self.kept), begin
 
     def step(self, slots: int, commit: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> None:
         """One denoising step: read, propose at the (at most `slots`) open positions of each row, commit."""
@@ -280,13 +328,16 @@ class _Run:
         token, odds = self.propose(hidden.flatten(0, 1), place)
         odds = odds.where(~shut.gather(1, place - self.low), torch.inf)
         chosen, gap = commit(odds)
-        chosen &= (x.gather(1, place) == how.mask_id) & self.going[:, None]
+        open_ = x.gather(1, place) == how.mask_id
+        chosen &= open_ & self.going[:, None]
         every = rows[:, None]
         self.ids[every, place] = torch.where(chosen, token, x.gather(1, place))
         clock, answer = self.clock[rows], place - self.start
         self.at[every, answer] = torch.where(chosen, clock[:, None], self.at[every, answer])
         self.sure[every, answer] = torch.where(chosen, 1 / (1 + odds), self.sure[every, answer])
         closer = (gap < self.margin[rows]) & self.going
+        if how.holes:  # a row whose holes are shorter than the batch's longest has nothing more to choose from
+            closer &= open_.any(1) if how.threshold else chosen.sum(1) < open_.sum(1)
         self.margin[rows] = torch.where(closer, gap, self.margin[rows])
         self.margin_at[rows] = torch.where(closer, clock, self.margin_at[rows])
         if self.watch:

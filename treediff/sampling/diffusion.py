@@ -33,23 +33,18 @@ def load_run(cfg: Config) -> nn.Module:
 
     dtype = torch.float32 if cfg.precision == "fp32" else torch.bfloat16
     own = cfg.run_dir / "model"
-    folder = str(own) if own.is_dir() else train.backbone_folder(cfg)
+    given = cfg.masking == "none" and cfg.backbone != "pretrain"  # whatever else was trained under this name
+    folder = str(own) if own.is_dir() and not given else train.backbone_folder(cfg)
     net = checkpoint.load_backbone(folder, dtype, device(), cfg.revision)
     return net if own.is_dir() or cfg.masking == "none" else lora.load_adapter(net, cfg.run_dir / "adapter")
 
 
-def decoding(cfg: Config, tok: PreTrainedTokenizerFast, length: int) -> decode.Decoding:
-    """The decoding switches, for answers of `length` tokens."""
+def decoding(cfg: Config, tok: PreTrainedTokenizerFast, length: int, **changes: Any) -> decode.Decoding:
+    """The decoding switches, for answers of `length` tokens, with some fields of `Decoding` changed."""
     same = ("block_length", "temperature", "guidance", "remasking", "eos_suppression", "threshold", "cache")
-    return decode.Decoding(
-        mask_id=tok.mask_token_id,
-        ends=tokens.endings(tok),
-        gen_length=length,
-        steps=length // cfg.tokens_per_step,
-        early_exit=cfg.early_exit,
-        seed=cfg.seed,
-        **{name: getattr(cfg, name) for name in same},
-    )
+    values = {name: getattr(cfg, name) for name in (*same, "early_exit", "seed")}
+    values |= {"gen_length": length, "steps": length // cfg.tokens_per_step}
+    return decode.Decoding(mask_id=tok.mask_token_id, ends=tokens.endings(tok), **{**values, **changes})
 
 
 class Diffusion:
@@ -57,8 +52,12 @@ class Diffusion:
 
     def __init__(self, cfg: Config, length: int) -> None:
         self.cfg, self.tok = cfg, tokens.load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision)
-        self.how = decoding(cfg, self.tok, length)
+        self.of_length(length)
         self.net = load_run(cfg)
+
+    def of_length(self, length: int) -> None:
+        """Answer with `length` tokens from now on."""
+        self.how = decoding(self.cfg, self.tok, length)
 
     def prompt(self, problem: str) -> tuple[list[int], str]:
         """A problem as token ids, and how the answer is made to begin."""

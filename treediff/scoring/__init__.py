@@ -1,1 +1,1 @@
-"""A program judged: verdicts, ledgers, intervals and tests."""
+"""A program scored: verdicts, ledgers, intervals and tests."""

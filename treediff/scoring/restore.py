@@ -128,7 +128,7 @@ def _surest(net: nn.Module, canvases: list[torch.Tensor], mask_id: int, device: 
 
 def held_out(cfg: Config) -> list[dict[str, Any]]:
     """The encoded held-out functions that fit `max_length`, under the default owners: the same nodes for every run."""
-    if cfg.data != "stdlib":
+    if cfg.data not in stdlib.SOURCES:
         raise UserError(
             f"data: nodes are restored on the held-out part of stdlib, which {cfg.data} has not; set stdlib."
         )

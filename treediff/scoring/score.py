@@ -1,10 +1,10 @@
-"""Programs -> verdicts: EvalPlus's tests and comparisons on programs that run in a cage (client.py).
+"""Programs -> verdicts: EvalPlus's tests and comparisons on programs that run in a sandbox (client.py).
 
     ledger = score("humaneval", Path("HumanEvalPlus-v0.1.10.jsonl.gz"), Path("samples.jsonl"), Path("ledger.json"))
     passes(ledger)                            # {"n": 164, "base": 72, "plus": 60}
 
-Each worker is a *judge* (verdicts.py): a clean process that knows the expected outputs, hands a program and the inputs
-to its sandbox, and compares what comes back, with EvalPlus's rules, oracles and time limits.
+Each worker (verdicts.py) is a clean process that knows the expected outputs, hands a program and the inputs to its
+sandbox, and compares what comes back, with EvalPlus's rules, oracles and time limits.
 The expected outputs are what the benchmark's own solutions return in the same sandbox; they are kept under
 `runs/cache`. A scoring that was killed goes on from its journal; the ledger is written whole or not at all. It holds
 one verdict per task, or, where a task has several samples, the list of theirs.
@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import resource
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,11 +27,12 @@ from treediff.config import runs_root
 from treediff.data import benchmarks
 from treediff.data.benchmarks import PARTS
 from treediff.errors import UserError
-from treediff.files import read_json, whole, write_json
+from treediff.files import whole, write_json
+from treediff.sandbox import isolation
 from treediff.sandbox.runner import MEMORY
 from treediff.sandbox.values import pack
 from treediff.scoring import stats
-from treediff.scoring.verdicts import MIN_SECONDS, MOST_SECONDS, TIME_FACTOR, judged
+from treediff.scoring.verdicts import MIN_SECONDS, MOST_SECONDS, TIME_FACTOR, decided
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +45,11 @@ def read_samples(samples: Path, problems: dict[str, dict]) -> tuple[dict[str, li
     does (MBPP+ lost 21 tasks from v0.1 to v0.2.0), unless they are of another benchmark.
     """
     path = Path(samples)
-    raw = benchmarks._unpack(path)
+    raw = benchmarks.unpack(path)
     families = {task.split("/")[0] for task in problems}
     programs: dict[str, dict[int, str]] = {}
     unknown = 0
-    for row, sample in benchmarks._rows(path, raw):
+    for row, sample in benchmarks.rows(path, raw):
         task = sample.get("task_id")
         if not isinstance(task, str) or task.split("/")[0] not in families:
             raise UserError(
@@ -68,8 +70,9 @@ def read_samples(samples: Path, problems: dict[str, dict]) -> tuple[dict[str, li
             )
         programs[task][number] = sample[field] if field == "solution" else problems[task]["prompt"] + sample[field]
     for task, of in programs.items():
-        if missing := [n for n in range(max(of)) if n not in of]:
-            raise UserError(f"{path}: task {task} has a sample {max(of)} but no {missing[0]}; sample it, or renumber.")
+        if max(of) >= len(of):
+            missing = next(n for n in range(len(of)) if n not in of)
+            raise UserError(f"{path}: task {task} has a sample {max(of)} but no {missing}; sample it, or renumber.")
     if not programs:
         raise UserError(f"{path}: there is no sample of this benchmark in it; sample the model first.")
     if unknown:
@@ -96,6 +99,8 @@ def score(
     """
     import evalplus
 
+    out = Path(out)
+    found = _earlier(out)
     problems, data_hash = benchmarks.load_benchmark(benchmark, data)
     programs, samples_hash, unknown_tasks = read_samples(samples, problems)
     wanted = set(problems if limit_to is None else limit_to)
@@ -112,7 +117,7 @@ def score(
         "min_seconds": MIN_SECONDS,
         "time_factor": TIME_FACTOR,
         "most_seconds": MOST_SECONDS,
-        "memory_bytes": MEMORY,
+        "memory_bytes": _memory(),
     }
     settings = {
         "samples": sum(map(len, programs.values())),
@@ -129,15 +134,13 @@ def score(
             data_hash[:16],
             " or ".join(benchmarks.RELEASES.values()),
         )
-    out, tasks = Path(out), list(programs)
-    if out.exists():
-        found = read_json(out)
-        if found.get("settings") == settings and list(found.get("tasks", ())) == tasks:
-            log.info("%s: already scored, reused.", out)
-            out.with_name(f".{out.name}.journal").unlink(missing_ok=True)
-            return found
+    tasks = list(programs)
+    if found and found["settings"] == settings and list(found["tasks"]) == tasks:
+        log.info("%s: already scored, reused.", out)
+        out.with_name(f".{out.name}.journal").unlink(missing_ok=True)
+        return found
     workers = min(workers or len(os.sched_getaffinity(0)), max(1, settings["samples"]))
-    oracle = _oracle(benchmark, problems, data_hash, workers, list(without))
+    oracle = references(benchmark, problems, data_hash, workers, list(without))
     keys = {
         (task, n): hashlib.sha256(
             json.dumps([benchmark, task, program, rules]).encode("utf-8", "surrogatepass")
@@ -147,7 +150,7 @@ def score(
     }
     journal = out.with_name(f".{out.name}.journal")
     with _journal(journal) as (done, write):
-        jobs = {}  # by key: samples of a task that are the same program are judged once
+        jobs = {}  # by key: samples of a task that are the same program are run once
         for task in oracle:
             for n, program in enumerate(programs.get(task, ())):
                 if keys[task, n] not in done:
@@ -155,9 +158,9 @@ def score(
                     jobs.setdefault(keys[task, n], (name, {"program": program}, oracle[task]))
         key_of, sandbox = {name: key for key, (name, _, _) in jobs.items()}, done.get("sandbox", {})
         known = len({*keys.values()}) - len(jobs)
-        for name, result in judged(list(jobs.values()), workers, list(without), f"score {benchmark}", known):
+        for name, result in decided(list(jobs.values()), workers, list(without), f"score {benchmark}", known):
             if name is None:
-                sandbox = result
+                sandbox = result = isolation.weakest(sandbox, result)
             key = "sandbox" if name is None else key_of[name]
             done[key] = result
             write(key, result)
@@ -166,7 +169,7 @@ def score(
         ledger = {
             "benchmark": benchmark,
             "settings": settings,
-            "sandbox": sandbox,
+            "sandbox": isolation.in_words(sandbox),
             "tasks": verdicts if several else {task: of[0] for task, of in verdicts.items()},
         }
         write_json(out, ledger)
@@ -174,6 +177,34 @@ def score(
     found = passes(ledger)
     log.info("%s: %d/%d base, %d/%d plus.", out, found["base"], found["n"], found["plus"], found["n"])
     return ledger
+
+
+def _earlier(out: Path) -> dict | None:
+    """The ledger in `out`, if there is one. Raises UserError if it is anything else, which the ledger would replace."""
+    if not out.exists():
+        return None
+    try:
+        found = json.loads(out.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(found.get(k), dict) for k in ("settings", "sandbox", "tasks")):
+        raise UserError(f"{out}: there is something that is no ledger; name another file for the ledger, or move it.")
+    return found
+
+
+def _memory() -> int:
+    """Address space that a program gets [bytes]: EvalPlus's, or what the caller's hard limits leave of it."""
+    hard = {name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1] for name in ("AS", "DATA", "STACK")}
+    lower = {name: value for name, value in hard.items() if 0 <= value < MEMORY}
+    for name, value in lower.items():
+        log.warning(
+            "score: the hard limit RLIMIT_%s of this process, %d MiB, is lower than EvalPlus's %d MiB; programs that "
+            "need more fail here and pass there.",
+            name,
+            value >> 20,
+            MEMORY >> 20,
+        )
+    return min([MEMORY, *(value for name, value in lower.items() if name != "STACK")])
 
 
 def passes(ledger: dict) -> dict[str, int]:
@@ -222,7 +253,7 @@ def _journal(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
         yield done, write
 
 
-def _oracle(
+def references(
     benchmark: str, problems: dict[str, dict], data_hash: str, workers: int, without: list[str]
 ) -> dict[str, bytes]:
     """For each task, a line of JSON: inputs, expected outputs and reference times of both parts. Cached by data."""
@@ -230,7 +261,7 @@ def _oracle(
     from evalplus.eval._special_oracle import MBPP_OUTPUT_NOT_NONE_TASKS
 
     version = f"{sys.version_info[0]}.{sys.version_info[1]}-{evalplus.__version__}"
-    path = runs_root() / "cache" / f"oracle4-{benchmark}-{data_hash[:16]}-{version}.jsonl"
+    path = runs_root() / "cache" / f"oracle5-{benchmark}-{data_hash[:16]}-{version}.jsonl"
     if path.exists():
         lines = path.read_bytes().splitlines()
         return dict(zip(json.loads(lines[0]), lines[1:], strict=True))  # the slowest first
@@ -242,7 +273,7 @@ def _oracle(
         program = problem["prompt"] + problem["canonical_solution"]
         todo.append((task, {"program": program, "record": True}, json.dumps(line).encode()))
     lines, slow, given = {}, {}, {task: line for task, _, line in todo}
-    for task, result in judged(todo, workers, without, f"reference {benchmark}", 0):
+    for task, result in decided(todo, workers, without, f"reference {benchmark}", 0):
         if task is None:
             continue
         if "error" in result:

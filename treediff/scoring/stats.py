@@ -288,6 +288,86 @@ def sign_flip(pairs: Iterable[tuple[int | Fraction, int | Fraction]]) -> float:
     return min(1.0, float(chance[values >= abs(sum(steps))].sum()))
 
 
+# --- several holes of a program -----------------------------------------------------------------------------------
+CLUSTERS = (
+    "The holes of one program are no independent cases: programs are. A rate is the share of holes that pass. With one "
+    "run its interval, and that of a difference, resamples programs with all their holes (the same ones for both "
+    "strategies; where all holes pass or none does, it is Wilson's for as many cases as there are programs), and p is "
+    "the exact sign-flip test on the programs' differences: they speak of these very models. With two runs or more of "
+    "each strategy interval and p are those of runs crossed with programs, and speak of further runs."
+)
+"""The model behind `clustered` and `clustered_difference`, to print beside their figures; see `POOLING`."""
+
+
+def clustered(runs: Sequence[Passes], program: Mapping[str, str]) -> dict[str, Any]:
+    """The share of holes that pass, over one or more runs, and its interval; `program` says which each is cut from.
+
+    Gives `holes`, `programs`, `rates` (of each run), `rate` (their mean), `low` and `high`, all shares.
+    """
+    sizes = _sizes(runs[0], program)
+    values = [_by_program(_like(runs[0], run), program, sizes) for run in runs]
+    found = pooled_rate(values)
+    if len(runs) == 1 and 0 < found["mean"] < 1:
+        low, high = bootstrap(dict.fromkeys(sizes, 0), values[0])
+    elif len(runs) == 1:
+        low, high = wilson(round(found["mean"]) * len(sizes), len(sizes))
+    else:
+        low, high = found["low"], found["high"]
+    head = {"holes": sum(sizes.values()), "programs": len(sizes), "rates": found["rates"], "rate": found["mean"]}
+    return head | {"low": max(0.0, low), "high": min(1.0, high)}
+
+
+def clustered_difference(
+    a: Sequence[Passes], b: Sequence[Passes], program: Mapping[str, str], paired_runs: bool = False
+) -> dict[str, Any]:
+    """The difference between two strategies on the same holes; `CLUSTERS` is the model.
+
+    Gives `runs`, `holes`, `programs`, `difference` (b minus a), `low`, `high`, `p`, `over` (what these speak of: `runs
+    and programs`, or `programs` where a strategy has one run) and `p_programs`, the sign-flip test over programs.
+    """
+    sizes = _sizes(a[0], program)
+    one, two = ([_by_program(_like(a[0], run), program, sizes) for run in runs] for runs in (a, b))
+    found = pooled(one, two, paired_runs)
+    means = [{p: sum(v[p] for v in of) / len(of) for p in sizes} for of in (one, two)]
+    sums = [{p: Fraction(0) for p in sizes} for _ in (a, b)]
+    for total, runs in zip(sums, (a, b), strict=True):
+        for run in runs:
+            for hole, passes in run.items():
+                total[program[hole]] += Fraction(passes, len(runs))
+    out = {"runs": found["runs"], "holes": sum(sizes.values()), "programs": len(sizes)}
+    out |= {"difference": found["difference"], "p_programs": sign_flip((sums[0][p], sums[1][p]) for p in sizes)}
+    if found["p"] is not None:
+        return out | {k: found[k] for k in ("low", "high", "p")} | {"over": "runs and programs"}
+    low, high = bootstrap(*means)
+    return out | {"low": low, "high": high, "p": out["p_programs"], "over": "programs"}
+
+
+def _like(like: Passes, run: Passes) -> Passes:
+    """`run`, in the order of `like`. Raises UserError if they are not of the same cases."""
+    paired(like, run)
+    return {case: run[case] for case in like}
+
+
+def _sizes(run: Passes, program: Mapping[str, str]) -> dict[str, int]:
+    """Holes by program, in the order in which programs appear."""
+    sizes: dict[str, int] = {}
+    for hole in run:
+        sizes[program[hole]] = sizes.get(program[hole], 0) + 1
+    return sizes
+
+
+def _by_program(run: Passes, program: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, float]:
+    """One value per program whose mean is the share of holes that pass, and whose spread is that of this ratio.
+
+    Programs have different numbers of holes, so the share is a ratio of two sums: the value is its linearisation.
+    """
+    rate = float(sum(run.values())) / len(run)
+    left = dict.fromkeys(sizes, 0.0)
+    for hole, passes in run.items():
+        left[program[hole]] += float(passes) - rate
+    return {p: rate + v * len(sizes) / len(run) for p, v in left.items()}
+
+
 # --- printed percentages, without ledgers ---------------------------------------------------------------------------
 def recover(percent: str | float, n: int) -> list[int]:
     """Every k for which k/n prints as this percentage, to as many decimals as it has. None: a misprint.

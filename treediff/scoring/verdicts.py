@@ -1,16 +1,17 @@
-"""The judge: compares what a program returned with what it should have, in a clean process of its own.
+"""Verdicts: what a program returned beside what it should have, in clean processes of their own.
 
-    for name, result in judged(jobs, workers=2, without=[], title="score", before=0): ...
+    for name, result in decided(jobs, workers=2, without=[], title="score", before=0): ...
 
-`judged` starts one per worker, as `python -m treediff.scoring.verdicts`, and writes it two lines of JSON a job: the
-program, and the task's *oracle* (inputs, expected outputs, reference times). The judge has its sandbox run the program
-on the inputs, compares by EvalPlus's rules, oracles and time limits, and writes one line: the verdict for the ledger.
+`decided` starts workers as `python -m treediff.scoring.verdicts`, and writes them two lines of JSON a job: the program,
+and the task's *oracle* (inputs, expected outputs, reference times). A worker has its sandbox run the program on the
+inputs, compares by EvalPlus's rules, oracles and time limits, and writes one line: the verdict for the ledger.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import numbers
 import os
 import queue
 import reprlib
@@ -26,16 +27,24 @@ from pathlib import Path
 from typing import Any
 
 from treediff.data import benchmarks
-from treediff.sandbox.client import Broken, Sandbox
+from treediff.errors import UserError
+from treediff.sandbox.client import FORGED, Broken, Sandbox, Silent
+from treediff.sandbox.isolation import processor_time, weakest
 from treediff.sandbox.runner import PATIENCE
-from treediff.sandbox.values import Silent, unpack
+from treediff.sandbox.values import unpack
 
 MIN_SECONDS, TIME_FACTOR, MOST_SECONDS = 1.0, 4.0, 60.0
 """EvalPlus's time limits: a test gets max(1 s, 4 x the reference's time), a set of tests at most 60 s."""
 SLACK = 2.0
-"""What a program may take beyond its limits before it is killed from outside, as in EvalPlus [s]."""
+"""What a program may take in all beyond its limits before it is killed from outside, as in EvalPlus [s]."""
+GRACE = 1.0
+"""What one test may take beyond its limit by our own clock: EvalPlus's timer, inside, is in the program's hands [s]."""
 GIVE_UP = 10.0
-"""Processor time a judge may take to read and compare one answer before it is killed over it [s]."""
+"""Processor time a worker may take to read and compare one answer before it is killed over it [s]."""
+START = 600.0
+"""Longest that a worker may take to start: it tries out which layers hold [s]."""
+ROOM = 2 << 30
+"""Address space for what a worker reads and compares [bytes]: an answer unpacks to many times its size."""
 
 
 def main(without: list[str]) -> None:
@@ -48,24 +57,36 @@ def main(without: list[str]) -> None:
     libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # die with the caller
     libc.prctl(4, 0, 0, 0, 0)  # no process of the same user may look into this one, which knows what is expected
     warnings.simplefilter("ignore")  # numpy's, over what it is asked to compare
-    with Sandbox(without) as box:
-        # After the sandbox has started, lest it inherit the limit: an answer may decode to many times its length.
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        resource.setrlimit(resource.RLIMIT_AS, (8 << 30 if hard < 0 else min(8 << 30, hard), hard))
-        answers.write(json.dumps(box.layers).encode() + b"\n")
+
+    def say(result: dict) -> None:
+        answers.write(json.dumps(result).encode() + b"\n")
         answers.flush()
+
+    try:
+        box = Sandbox(without)
+    except Broken as e:
+        say({"broken": str(e)})
+        return
+    with box:
+        say(box.layers)
         for line in sys.stdin.buffer:
             header, oracle = json.loads(line), json.loads(sys.stdin.buffer.readline())
+            _bound()
             try:
-                result = _record(box, header, oracle) if header.get("record") else _verdict(box, header, oracle)
+                say(_record(box, header, oracle) if header.get("record") else _verdict(box, header, oracle))
             except Broken as e:
-                result = {"broken": str(e)}
-            answers.write(json.dumps(result).encode() + b"\n")
-            answers.flush()
+                say({"broken": str(e)})
+
+
+def _bound() -> None:
+    """`ROOM` beyond the address space of this process now; softly, as its programs have limits of their own."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = pages * os.sysconf("SC_PAGE_SIZE") + ROOM, resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (soft if hard < 0 else min(soft, hard), hard))
 
 
 def _record(box: Sandbox, header: dict, oracle: dict) -> dict:
-    """What the benchmark's own solution returns, still encoded, and how long each test and its sending takes."""
+    """What the benchmark's own solution returns, still packed, and how long each test and its sending takes."""
     parts: dict[str, Any] = {}
     for part in benchmarks.PARTS:
         inputs = oracle[part]["inputs"]
@@ -73,6 +94,9 @@ def _record(box: Sandbox, header: dict, oracle: dict) -> dict:
         expected, times, extras, last = [], [], [], time.perf_counter()
         for frame in run:
             now = time.perf_counter()
+            if frame.kind == b"r":
+                last = now
+                continue
             if frame.kind != b"o":
                 return {"error": f"{part} test {len(expected)}: {frame.value[0]}: {frame.value[1]}"}
             expected.append(frame.value[1])
@@ -88,7 +112,8 @@ def _record(box: Sandbox, header: dict, oracle: dict) -> dict:
 def _verdict(box: Sandbox, header: dict, oracle: dict) -> dict:
     """Both parts of one task, as in the ledger; the reason is that of the first part that fails."""
     start = time.perf_counter()
-    found = {part: _examine(box, header["program"], oracle, part) for part in benchmarks.PARTS}
+    parts = [part for part in benchmarks.PARTS if part in oracle]  # a check of the benchmark's own is one part
+    found = {part: _examine(box, header["program"], oracle, part) for part in parts}
     reasons = [reason for _, reason in found.values() if reason]
     return {
         **{part: status for part, (status, _) in found.items()},
@@ -109,49 +134,61 @@ def _examine(box: Sandbox, program: str, oracle: dict, part: str) -> tuple[str, 
     limits = [max(MIN_SECONDS, TIME_FACTOR * t) for t in tests["times"]]
     # What it takes to send an output is not the program's time; bulky outputs take seconds.
     extras = [TIME_FACTOR * t for t in tests["extras"]]
-    waits = [limit + extra + SLACK for limit, extra in zip(limits, extras, strict=True)]
+    waits = [limit + extra + GRACE for limit, extra in zip(limits, extras, strict=True)]
     seconds = min(MOST_SECONDS, sum(limits)) + SLACK + min(MOST_SECONDS, sum(extras))
     as_set = kind == "mbpp" and entry in MBPP_OUTPUT_SET_EQ_TASKS
     atol, i = oracle["atol"], 0
     run = box.run(program, entry, inputs, limits, seconds=seconds, as_set=as_set, waits=waits)
+    defined = False
     try:
         with contextlib.closing(run):
             for frame in run:
-                if frame.kind != b"o":
+                if frame.kind not in (b"e", b"d") and (frame.kind == b"o") is not defined:
+                    frame = FORGED  # out of turn
+                if frame.kind in (b"e", b"d"):
                     where = f"{part} test {i}: {_call(entry, inputs, i)}" if frame.kind == b"e" else "the definition"
-                    return "fail", _exception(*frame.value, where, limits[min(i, n - 1)])
-                if i == n:
-                    return "fail", "killed: more answers than tests"
-                said, atol = _compare(kind, entry, inputs[i], frame.value[1], expected[i], atol)
-                if said:
-                    return "fail", said.format(where=f"{part} test {i}", call=_call(entry, inputs, i))
-                i += 1
+                    return "fail", _exception(*frame.value, where, limits[i] if i < n else seconds)
+                if defined:
+                    said, atol = _compare(kind, entry, inputs[i], frame.value[1], expected[i], atol)
+                    if said:
+                        return "fail", said.format(where=f"{part} test {i}", call=_call(entry, inputs, i))
+                    i += 1
+                defined = True
                 if i == n:
                     return "pass", ""
     except Silent:
+        if not defined:
+            return "timeout", f"time-out: the definition took more than {seconds:g} s"
         return "timeout", f"time-out: {part} test {i}: {_call(entry, inputs, i)} held out against {limits[i]:g} s"
-    if n == 0 and box.status["exit"] == 0:
-        return "pass", ""
+    exit_code, where = box.status["exit"], f"{part} test {i}" if defined else "the definition"
     if box.status["late"]:
-        return "timeout", f"time-out: {part} test {i}: killed after {seconds:g} s"
-    exit_code = box.status["exit"]
+        return "timeout", f"time-out: {where}: killed after {seconds:g} s"
+    if exit_code is None:
+        return "fail", f"killed: with the process that watched over it, in {where}"
+    if exit_code == -signal.SIGKILL and box.status["cpu"] > processor_time(seconds) - 1:
+        return (
+            "timeout",
+            f"time-out: {where}: killed after {box.status['cpu']:.0f} s of processor time in all its threads",
+        )
     if exit_code < 0:
         name = signal.Signals(-exit_code).name
         what = "memory: killed by SIGKILL, most likely for memory" if name == "SIGKILL" else f"killed: by {name}"
-        return "fail", f"{what}, in {part} test {i}"
-    return "fail", f"killed: the program ended its own process (exit code {exit_code}) in {part} test {i}"
+        return "fail", f"{what}, in {where}"
+    return "fail", f"killed: the program ended its own process (exit code {exit_code}) in {where}"
 
 
 def _compare(kind: str, entry: str, inp: Any, answer: Any, expected: Any, atol: float) -> tuple[str, float]:
-    """Why an encoded answer is not the expected one (a text with {where} and {call}; empty if it is); the tolerance.
+    """Why a packed answer is not the expected one (a text with {where} and {call}; empty if it is); the tolerance.
 
     Some answers, numbers of one hash in a set, hold the interpreter in a loop. The alarm's default action, death,
-    ends that; the caller of this judge gives the program a failure and starts another judge.
+    ends that; `decided` gives the program a failure and starts another worker.
     """
     signal.setitimer(signal.ITIMER_PROF, GIVE_UP)
     try:
         try:
             out = unpack(answer)
+        except MemoryError:
+            return "killed: the answer takes more memory than there is to compare it, in {where}", atol
         except Exception:  # whatever hostile data makes of numpy, Decimal, ...
             return "killed: the answer is not what the sandbox writes, in {where}", atol
         exp = unpack(expected)
@@ -197,8 +234,9 @@ def _show(value: Any) -> str:
 def agrees(kind: str, entry: str, inp: Any, out: Any, exp: Any, atol: float) -> tuple[bool, float]:
     """Whether `out` passes for `exp`, and the tolerance from here on, as in EvalPlus 0.3.1's `unsafe_execute`.
 
-    `inp`: the (encoded) arguments, as they were before the program had them. One departure: EvalPlus does not count
-    a test of find_zero (HumanEval/32) that passes, so that no program, its own solution included, ever passes it.
+    `inp`: the (packed) arguments, as they were before the program had them. Two departures: EvalPlus does not count
+    a test of find_zero (HumanEval/32) that passes, so that no program, its own solution included, ever passes it; and
+    numpy spreads arrays to the shape of others before it compares, so that nothing agrees with everything.
     """
     import numpy as np
     from evalplus.eval import _special_oracle as special
@@ -216,7 +254,8 @@ def agrees(kind: str, entry: str, inp: Any, out: Any, exp: Any, atol: float) -> 
             elif entry == "digit_distance_nums":
                 exact = exact or out == special._digit_distance_nums(*unpack(inp))
             elif entry in special.MBPP_OUTPUT_SET_EQ_TASKS:
-                exact = set(out) == set(exp)
+                wanted = set(exp)
+                exact = not (type(out) is range and len(out) != len(wanted)) and set(out) == wanted
             elif entry in special.MBPP_OUTPUT_NOT_NONE_TASKS:
                 exact = out == exp if isinstance(out, bool) else exp == (out is not None)
         elif entry == "find_zero":
@@ -224,21 +263,34 @@ def agrees(kind: str, entry: str, inp: Any, out: Any, exp: Any, atol: float) -> 
         if atol == 0 and is_floats(exp):
             atol = 1e-6
         if not exact and atol != 0:
-            same = type(out) is type(exp) and (not isinstance(exp, (list, tuple)) or len(out) == len(exp))
-            return bool(same and np.allclose(out, exp, rtol=1e-07, atol=atol)), atol
+            return bool(
+                type(out) is type(exp) and _alike(out, exp) and np.allclose(out, exp, rtol=1e-07, atol=atol)
+            ), atol
         return bool(exact), atol
     except Exception:  # numpy or an oracle choking on what a program returned: a wrong answer, as in EvalPlus
         return False, atol
 
 
+def _alike(out: Any, exp: Any) -> bool:
+    """Whether number stands against number and length against length at every depth."""
+    import numpy as np
+
+    if isinstance(out, np.ndarray) or isinstance(exp, np.ndarray):
+        return np.shape(out) == np.shape(exp)
+    if isinstance(exp, (list, tuple)):
+        return isinstance(out, (list, tuple)) and len(out) == len(exp) and all(map(_alike, out, exp))
+    return isinstance(out, (numbers.Number, np.bool_))
+
+
 # --- the caller's end ------------------------------------------------------------------------------------------------
+
 Job = tuple[str, dict, bytes]
 
 
-def judged(
+def decided(
     jobs: list[Job], workers: int, without: list[str], title: str, before: int
 ) -> Iterator[tuple[str | None, dict]]:
-    """Results as judges finish them; once, under the name None, the sandbox's layers. A progress bar meanwhile."""
+    """Results as workers finish them; under the name None, the sandbox's layers, which hold in all of them so far."""
     from tqdm import tqdm
 
     if not jobs:
@@ -247,14 +299,14 @@ def judged(
     done: queue.SimpleQueue[tuple[str | None, Any]] = queue.SimpleQueue()
     for job in jobs:
         todo.put(job)
-    stop, judges = threading.Event(), []
+    stop, started = threading.Event(), []
     threads = [
-        threading.Thread(target=_serve, args=(todo, done, stop, judges, without), daemon=True)
+        threading.Thread(target=_serve, args=(todo, done, stop, started, without), daemon=True)
         for _ in range(min(workers, len(jobs)))
     ]
     for thread in threads:
         thread.start()
-    left, layers = len(jobs), None
+    left, layers = len(jobs), {}
     try:
         with tqdm(total=before + left, initial=before, desc=title, unit=" tasks", mininterval=1) as bar:
             while left:
@@ -262,26 +314,25 @@ def judged(
                 if isinstance(result, BaseException):
                     raise result
                 if task is None:
-                    layers, told = result, layers
-                    if told is None:
-                        yield None, result
+                    layers = weakest(layers, result)
+                    yield None, layers
                     continue
                 left -= 1
                 bar.update()
                 yield task, result
     finally:
         stop.set()
-        for judge in judges if left else ():  # interrupted: do not wait for the programs that run
-            judge.process.kill()
+        for worker in started if left else ():  # interrupted: do not wait for the programs that run
+            worker.process.kill()
         for thread in threads:
             thread.join()
 
 
 def _serve(
-    todo: queue.SimpleQueue, done: queue.SimpleQueue, stop: threading.Event, judges: list[_Judge], without: list[str]
+    todo: queue.SimpleQueue, done: queue.SimpleQueue, stop: threading.Event, started: list[_Worker], without: list[str]
 ) -> None:
-    """One worker: a judge, and another when it dies."""
-    judge = None
+    """One worker, and another when it dies, until there is nothing left to do."""
+    worker = None
     try:
         while not stop.is_set():
             try:
@@ -289,16 +340,17 @@ def _serve(
             except queue.Empty:
                 return
             for _ in range(2):
-                if judge is None:
-                    judge = _Judge(without)
-                    judges.append(judge)
-                    done.put((None, judge.layers))
-                result = judge.ask(header, oracle)
+                if worker is None:
+                    worker = _Worker(without, started)
+                    if stop.is_set():
+                        return
+                    done.put((None, worker.layers))
+                result = worker.ask(header, oracle)
                 if result is None and stop.is_set():
                     return
-                if result is None:  # it hung or died: over this answer, unless another judge does not
-                    judge.close()
-                    judge = None
+                if result is None:  # it hung or died: over this answer, unless another worker does not
+                    worker.close()
+                    worker = None
                 elif "broken" not in result:
                     break
             if result is None:
@@ -306,19 +358,21 @@ def _serve(
                 result = {"base": "fail", "plus": "fail", "reason": why, "seconds": 0.0}
                 result = {"error": why} if header.get("record") else result
             if "broken" in result:
-                raise RuntimeError(f"sandbox: a program's process cannot be set up ({result['broken']})")
+                raise UserError(
+                    f"sandbox: a program's process cannot be set up ({result['broken']}); mend that, and score again."
+                )
             done.put((task, result))
     except BaseException as e:
         done.put((None, e))
     finally:
-        if judge:
-            judge.close()
+        if worker:
+            worker.close()
 
 
-class _Judge:
-    """The caller's end of a judge process."""
+class _Worker:
+    """The caller's end of a process that runs and compares."""
 
-    def __init__(self, without: list[str]) -> None:
+    def __init__(self, without: list[str], started: list[_Worker]) -> None:
         root = str(Path(__file__).resolve().parents[2])
         keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "TMPDIR", "LANG")}
         self.process = subprocess.Popen(
@@ -328,20 +382,27 @@ class _Judge:
             env={**keep, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,
         )
-        hello = self.process.stdout.readline()
-        if not hello:
+        started.append(self)
+        self.layers = self._within(START, b"")
+        if not self.layers or "broken" in self.layers:
             self.close()
-            raise RuntimeError("score: the judge did not start; its message is above.")
-        self.layers: dict[str, str] = json.loads(hello)
+            why = (self.layers or {}).get("broken", "its message, if any, is above")
+            raise UserError(
+                f"sandbox: no program can be run on this machine ({why}); docs/sandbox.md says what it needs."
+            )
 
     def ask(self, header: dict, oracle: bytes) -> dict | None:
-        """The judge's result, or None if it died or hung."""
+        """The worker's result, or None if it died or hung."""
         seconds = 7200.0 if header.get("record") else 4 * PATIENCE * MOST_SECONDS
+        return self._within(seconds, json.dumps(header).encode() + b"\n" + oracle + b"\n")
+
+    def _within(self, seconds: float, question: bytes) -> dict | None:
+        """Its next line after this question; None if it has none by then, or has ended."""
         watch = threading.Timer(seconds, self.process.kill)
         watch.daemon = True
         watch.start()
         try:
-            self.process.stdin.write(json.dumps(header).encode() + b"\n" + oracle + b"\n")
+            self.process.stdin.write(question)
             self.process.stdin.flush()
             return json.loads(self.process.stdout.readline())
         except (OSError, ValueError):
@@ -350,7 +411,7 @@ class _Judge:
             watch.cancel()
 
     def close(self) -> None:
-        """End the judge; its sandbox ends with it."""
+        """End the worker; its sandbox ends with it."""
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         try:

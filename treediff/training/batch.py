@@ -81,7 +81,10 @@ class Micro(NamedTuple):
 
 
 class Batch:
-    """The global batch of one step, padded to its longest answer. Arrays are (rows, length) unless said otherwise."""
+    """The global batch of one step, padded to its longest row; a micro-batch is cut to its own longest.
+
+    Arrays are (rows, length) unless said otherwise.
+    """
 
     def __init__(
         self, cfg: Config, data: datasets.Dataset, uids: np.ndarray, step: int, total: int, eos: int, mask: int
@@ -91,7 +94,10 @@ class Batch:
         if cfg.eos_padding == "one":  # padding costs time and teaches nothing: rows of like length go together
             index = index[_by_length(cfg, [len(data[int(i)]["input_ids"]) for i in index])]
         records = [data[int(i)] for i in index]
-        self.ids, self.labels, self.attention_mask = padded(records, eos, cfg.eos_padding)
+        self.ids, self.labels, self.attention_mask = padded(records, eos, cfg.eos_padding, cfg.max_length)
+        longest = self.attention_mask.sum(1).view(-1, cfg.micro_batch).max(1).values
+        self.tokens = int(longest.sum()) * cfg.micro_batch  # that the devices read, padding included
+        self.row_tokens = sum(len(r["input_ids"]) for r in records)  # the rows' own, without any EOS
         self.uid = torch.from_numpy(uids[index])
         self.p = rules.noise_level(cfg, self.uid, step, total)
         column = STRATEGIES[cfg.masking].reads
@@ -115,13 +121,25 @@ class Batch:
         return micro(noisy, ids, mask, weight, torch.bucketize(self.p[part], edges), labels, attention_mask)
 
 
-def padded(records: list[dict[str, Any]], eos: int, padding: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """ids int64, labels uint8, attention mask bool, each (rows, length): answers end in EOS up to the longest's length.
+MULTIPLE = 128
+"""Rows end at a multiple of this under `eos_padding = multiple`: few shapes, which every attention kernel takes."""
 
-    Every answer ends in at least one EOS, which is trained on. With `padding = batch` so is all padding; with `one` the
-    rest is neither masked nor attended to.
+
+def padded(
+    records: list[dict[str, Any]], eos: int, padding: str, most: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ids int64, labels uint8, attention mask bool, each (rows, length of the longest).
+
+    Every answer ends in at least one EOS, which is trained on. With `padding = multiple` so are those up to the next
+    multiple of MULTIPLE or to `most` tokens: a function of the row alone, so that it does not matter what it stands
+    beside. With `batch` so are all up to the longest row's. What lies behind is neither masked nor attended to.
     """
-    length = max(len(r["input_ids"]) for r in records) + 1
+    ends = [len(r["input_ids"]) + 1 for r in records]
+    if padding == "multiple":
+        ends = [max(n, min(most, -n % MULTIPLE + n)) for n in ends]
+    length = max(ends)
+    if padding == "batch":
+        ends = [length] * len(ends)
     ids = torch.full((len(records), length), eos, dtype=torch.long)
     labels = torch.full((len(records), length), tokens.PROMPT, dtype=torch.uint8)
     attention_mask = torch.ones((len(records), length), dtype=torch.bool)
@@ -129,9 +147,8 @@ def padded(records: list[dict[str, Any]], eos: int, padding: str) -> tuple[torch
         n = len(r["input_ids"])
         ids[i, :n] = torch.from_numpy(r["input_ids"])
         labels[i, :n] = torch.from_numpy(r["labels"])
-        end = length if padding == "batch" else n + 1
-        labels[i, n:end] = tokens.REASONING
-        attention_mask[i, end:] = False
+        labels[i, n : ends[i]] = tokens.REASONING
+        attention_mask[i, ends[i] :] = False
     return ids, labels, attention_mask
 
 
@@ -144,7 +161,10 @@ def micro(
     labels: torch.Tensor,
     attention_mask: torch.Tensor,
 ) -> Micro:
-    """A Micro of tensors (B, L), `bucket` int64 (B,): what a mask picks is picked here, on the host."""
+    """A Micro of tensors (B, L), cut to its longest row; `bucket` int64 (B,). What a mask picks is picked here."""
+    longest = int(attention_mask.sum(1).max())
+    tensors = (noisy, ids, mask, weight, labels, attention_mask)
+    noisy, ids, mask, weight, labels, attention_mask = (t[:, :longest] for t in tensors)
     return Micro(
         noisy,
         mask.flatten().nonzero()[:, 0],

@@ -10,7 +10,9 @@ A checkpoint is complete when it holds the file `complete`, written after everyt
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +72,25 @@ def save(engine: Any, folder: Path, step: int, rank: int) -> None:
     torch.distributed.barrier()
 
 
+def require_shared(run_dir: Path, rank: int, wait: float = 30.0) -> None:
+    """Raises UserError on every rank if one of them does not see the run's folder as rank 0 does."""
+    mark = run_dir / ".shared"
+    said = [secrets.token_hex(8)]
+    if rank == 0:
+        mark.write_text(said[0])
+    torch.distributed.broadcast_object_list(said)
+    until = time.monotonic() + wait  # a network's file system may show a new file late
+    while not (seen := mark.is_file() and mark.read_text() == said[0]) and time.monotonic() < until:
+        time.sleep(0.5)
+    every: list[bool] = [False] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, seen)
+    if blind := [str(r) for r, sees in enumerate(every) if not sees]:
+        raise UserError(
+            f"{run_dir}: this folder is not the same for every rank ({', '.join(blind)} see another one than rank 0): "
+            "set TREEDIFF_RUNS to a folder that all machines share."
+        )
+
+
 def _sync(path: Path) -> None:
     """Wait until the file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -81,7 +102,9 @@ def _sync(path: Path) -> None:
 
 def resume(engine: Any, folder: Path, rank: int) -> int:
     """Load the last complete checkpoint, if there is one, and delete what is incomplete; the step to go on with."""
-    found = steps(folder)
+    said = [steps(folder)]
+    torch.distributed.broadcast_object_list(said)  # rank 0's word: all go on from the same step
+    found = said[0]
     if rank == 0:
         for path in folder.glob("step-*"):
             if not (path / "complete").exists():

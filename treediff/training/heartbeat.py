@@ -12,6 +12,8 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -67,8 +69,10 @@ def life(run_dir: Path, rank: int | str) -> Path:
     return run_dir / f".rank{rank}.alive"
 
 
-def begin(run_dir: Path, rank: int) -> None:
-    """Called by a rank before its first step: from now on it beats, and answers SIGUSR1 with its stack."""
+def begin(run_dir: Path, rank: int, asked: Callable[[], None]) -> None:
+    """Called by a rank before its first step: from now on it beats, answers SIGUSR1 with its stack, and calls `asked`
+    when its starter asks it to stop (SIGUSR2: a SIGTERM of the launcher's ends it at once)."""
+    signal.signal(signal.SIGUSR2, lambda *_: asked())
     faulthandler.register(signal.SIGUSR1, _stack(run_dir, rank).open("w"), all_threads=False)
     life(run_dir, rank).write_text(starter())
 
@@ -85,27 +89,33 @@ def end(run_dir: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def silence(run_dir: Path) -> float:
-    """How long the quietest rank has been silent [s]; 0 before the first step."""
+def silence(run_dir: Path, since: float) -> float:
+    """How long the quietest rank has been silent [s]; 0 before the first step. Signs from before `since` (a time) were
+    left by a start that was killed."""
     now = time.time()
     times = []
     for path in run_dir.glob(".rank*.alive"):
-        try:
+        with suppress(FileNotFoundError):
             times.append(path.stat().st_mtime)
-        except FileNotFoundError:
-            continue
-    return max([now - t for t in times], default=0.0)
+    return max([now - t for t in times if t >= since], default=0.0)
 
 
-def stacks(run_dir: Path) -> str:
-    """Where each rank of this host stands: the inner frames of its stack, or that it does not answer."""
-    words = []
-    asked = {}
+def here(run_dir: Path, since: float) -> dict[Path, int]:
+    """Process ids of this host's ranks that have given a sign of life since a time, and live, by its file."""
+    found = {}
     for path in sorted(run_dir.glob(".rank*.alive")):
         host, _, pid = path.read_text().rpartition(":")
-        if host == socket.gethostname() and state(pid) not in "ZX":
-            asked[path] = int(pid)
-            os.kill(int(pid), signal.SIGUSR1)
+        if host == socket.gethostname() and state(pid) not in "ZX" and path.stat().st_mtime >= since:
+            found[path] = int(pid)
+    return found
+
+
+def stacks(run_dir: Path, since: float) -> str:
+    """Where each rank of this host stands: the inner frames of its stack, or that it does not answer."""
+    words = []
+    asked = here(run_dir, since)
+    for pid in asked.values():
+        os.kill(pid, signal.SIGUSR1)
     time.sleep(1.0 if asked else 0.0)
     for path, pid in asked.items():
         rank = path.name.removeprefix(".").removesuffix(".alive")

@@ -64,12 +64,12 @@ def _fresh(cfg: Config, runs: list[Config]) -> Iterator[dict[str, Any]]:
     seen: set[int] = set()
     for run in runs:
         seen |= set(prepare.load(run)["uid"][:].tolist())
-    if cfg.data not in ("tinycode", "stdlib") and not prepare.stats(cfg)["rows"]["not_chosen"]:
+    if cfg.data not in ("tinycode", *stdlib.SOURCES) and not prepare.stats(cfg)["rows"]["not_chosen"]:
         return  # every row that can serve is trained on
     tok = tokens.load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision)
     # A problem set made on the spot is made anew; a file or a hub's data set is read from its beginning.
     source = sources.raw_rows(cfg.but(rows=4 * cfg.eval_rows, data_seed=_DATA_SEED))
-    if cfg.data == "stdlib":  # other modules
+    if cfg.data in stdlib.SOURCES:  # other modules
         source = enumerate(stdlib.rows(held_out=True))
     for number, row in islice(source, _MOST):
         try:
@@ -92,7 +92,7 @@ class Evaluation:
         records = sorted(records, key=lambda r: len(r["input_ids"]))  # less padding
         for start in range(0, len(records), cfg.micro_batch):
             some = records[start : start + cfg.micro_batch]
-            ids, labels, attention_mask = batch.padded(some, eos, cfg.eos_padding)
+            ids, labels, attention_mask = batch.padded(some, eos, cfg.eos_padding, cfg.max_length)
             # Only what the rows hold is scored: no EOS.
             answer = labels != tokens.PROMPT
             for i, r in enumerate(some):

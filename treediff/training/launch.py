@@ -15,18 +15,20 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treediff.config import Config
 from treediff.data import prepare
-from treediff.errors import UserError
+from treediff.errors import Preempted, UserError
 from treediff.files import whole, write_json
+from treediff.model import checkpoint
 from treediff.runs import open_run
-from treediff.training import batch, heartbeat, heldout, steplog
+from treediff.training import batch, checkpoints, heartbeat, heldout, steplog
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -44,13 +46,14 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def command(cfg: Config, run_dir: Path) -> list[str]:
+def command(cfg: Config, run_dir: Path, backbone: str = "") -> list[str]:
     """The command that trains `run_dir`: deepspeed's on one node, the nodes of a host file, or this node of several.
 
-    Of a single process its launcher, which imports everything twice over, is left out.
+    Of a single process its launcher, which imports everything twice over, is left out. `backbone` is the folder that a
+    hub id was resolved to.
     """
     if cfg.processes == 1 and not cfg.hostfile:
-        return [sys.executable, "-m", "treediff.training.train", str(run_dir)]
+        return [sys.executable, "-m", "treediff.training.train", str(run_dir), *([backbone] if backbone else [])]
     each = cfg.processes // cfg.nodes
     where = ["--num_gpus", str(each)]
     # DeepSpeed forgets which GPUs are visible when it is told how many to take.
@@ -76,6 +79,7 @@ def command(cfg: Config, run_dir: Path) -> list[str]:
         "--module",
         "treediff.training.train",
         str(run_dir),
+        *([backbone] if backbone else []),
     ]
 
 
@@ -95,6 +99,17 @@ def environment(cfg: Config) -> dict[str, str]:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         env |= alone | {"MASTER_PORT": str(cfg.master_port or free_port())}
     return env
+
+
+PASSED_ON = ("HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+"""What ranks on other machines need of the environment; by ssh DeepSpeed passes little on but what a file names."""
+
+
+def passed_on(run_dir: Path, env: dict[str, str]) -> dict[str, str]:
+    """The variable that names DeepSpeed's file of them, which is written here."""
+    with whole(run_dir / "deepspeed_env") as temporary:
+        temporary.write_text("".join(f"{name}={env[name]}\n" for name in PASSED_ON if name in env))
+    return {"DS_ENV_FILE": str(run_dir / "deepspeed_env")}
 
 
 def is_trained(cfg: Config) -> bool:
@@ -140,23 +155,37 @@ def _run(cfg: Config, run_dir: Path, total: int) -> None:
         lines = [f"node{i} slots={cfg.processes // cfg.nodes}\n" for i in range(cfg.nodes)]
         with whole(run_dir / "hosts") as temporary:
             temporary.write_text("".join(lines))
-    hung = ""
+    backbone = ""
+    if cfg.masking != "none" and cfg.backbone != "pretrain" and not Path(cfg.backbone).is_dir():
+        backbone = str(checkpoint.fetch(cfg.backbone, cfg.revision))  # downloaded once, before any rank starts
+    env = environment(cfg)
+    if cfg.hostfile:
+        env |= passed_on(run_dir, env)
+    hung, began, told, early = "", time.time(), False, False
     with (run_dir / "train.log").open("ab") as out:
         process = subprocess.Popen(
-            command(cfg, run_dir),
+            command(cfg, run_dir, backbone),
             stdout=out,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=environment(cfg),
+            env=env,
             start_new_session=True,
         )
         try:
-            with tqdm(total=total, desc=f"train {cfg.masking}", unit=" steps", mininterval=2) as bar:
+            title = f"train {cfg.masking}"
+            with tqdm(total=total, desc=title, unit=" steps", mininterval=2) as bar, _asked_to_stop() as asked:
                 while process.poll() is None and not hung:
                     time.sleep(0.2)
                     _advance(bar, run_dir / "log.jsonl")
-                    if cfg.stall_timeout and heartbeat.silence(run_dir) > cfg.stall_timeout:
-                        hung = heartbeat.stacks(run_dir)
+                    if cfg.stall_timeout and heartbeat.silence(run_dir, began) > cfg.stall_timeout:
+                        hung = heartbeat.stacks(run_dir, began)
+                    if asked.is_set() and not told:
+                        told = True
+                        ranks = heartbeat.here(run_dir, began).values()
+                        if early := not ranks:  # no step has begun
+                            break
+                        for pid in ranks:
+                            os.kill(pid, signal.SIGUSR2)
                 _advance(bar, run_dir / "log.jsonl")
         finally:
             stop(process)
@@ -165,9 +194,27 @@ def _run(cfg: Config, run_dir: Path, total: int) -> None:
             f"training of {run_dir} hung: a rank showed no sign of life for {cfg.stall_timeout:g} s (stall_timeout). "
             f"{hung}. Start it again: it goes on from its last checkpoint."
         )
+    if early or process.returncode == Preempted.EXIT:
+        kept = checkpoints.steps(run_dir / "checkpoints")
+        where = f"checkpoints/step-{kept[-1]}" if kept else "its beginning"
+        raise Preempted(f"{run_dir}: stopped as asked; the same command goes on from {where}.")
     if process.returncode:
         raise UserError(f"training of {run_dir} failed (exit {process.returncode}): {_reason(run_dir)}")
     heartbeat.end(run_dir)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, where this thread is one that signals reach."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _advance(bar: tqdm, path: Path) -> None:
@@ -206,14 +253,16 @@ def _reason(run_dir: Path) -> str:
     return "\n".join(tail)
 
 
-def sampling(cfg: Config, benchmark: str, length: int, processes: int, total: int, made: Callable[[], int]) -> None:
-    """Make the missing samples of a benchmark with several processes, one per GPU; `made` counts those that are there.
+def sampling(
+    cfg: Config, jobs: Sequence[tuple[str, int | None]], processes: int, total: int, made: Callable[[], int]
+) -> None:
+    """Make the missing samples of some (benchmark, length) with processes, one per GPU; `made` counts those there are.
 
     Raises UserError with the words of a process that failed; what the others had finished is kept.
     """
     from tqdm import tqdm
 
-    task = {"switches": cfg.as_dict(), "benchmark": benchmark, "length": length}
+    task = {"switches": cfg.as_dict(), "jobs": list(jobs)}
     run = ["--nproc-per-node", str(processes), "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     run += ["-m", "treediff.sampling.run", json.dumps(task)]
     path = cfg.run_dir / "sample.log"
@@ -228,7 +277,8 @@ def sampling(cfg: Config, benchmark: str, length: int, processes: int, total: in
         )
         try:
             looked = time.monotonic()
-            title = f"sample {cfg.run_dir.name} T={length}, {processes} processes"
+            what = ", ".join(f"{benchmark} T={length}" if length else benchmark for benchmark, length in jobs)
+            title = f"sample {cfg.run_dir.name} {what}, {processes} processes"
             with tqdm(total=total, initial=made(), desc=title, unit=" answers", mininterval=2) as bar:
                 while process.poll() is None:
                     time.sleep(0.2)

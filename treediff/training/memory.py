@@ -9,6 +9,7 @@ measurements. What a CUDA device takes besides is an estimate and says so.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from treediff.config import Config
 
@@ -30,6 +31,19 @@ class Shape:
     mlp: int
     vocabulary: int
     tied: bool = False
+
+    @classmethod
+    def of(cls, config: Any) -> Shape:
+        """The shape of a model in transformers, from its config."""
+        return cls(
+            config.hidden_size,
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.intermediate_size,
+            config.vocab_size,
+            config.tie_word_embeddings,
+        )
 
     @property
     def matrices(self) -> list[tuple[int, int]]:
@@ -56,6 +70,11 @@ class Shape:
         return self.layers * rank * sum(a + b for a, b in self.matrices)
 
 
+def every(how: str) -> int:
+    """Each how many-th block `gradient_checkpointing` recomputes: 0 for `none`; `auto` counts as `all`, its least."""
+    return 0 if how == "none" else 1 if how in ("all", "auto") else int(how.removeprefix("every_"))
+
+
 def per_device(cfg: Config, s: Shape, cuda: bool = True, flash: bool = True) -> dict[str, float]:
     """Bytes on each device at the fullest moment of a step, by item; the worst batch: every token of it masked.
 
@@ -64,13 +83,12 @@ def per_device(cfg: Config, s: Shape, cuda: bool = True, flash: bool = True) -> 
     dropout's mask), and the attention's scores where they are materialised (`flash = False`).
     """
     e = 2 if cfg.precision == "bf16" else 4
-    n = s.parameters
-    trained = s.lora(cfg.lora_rank) if cfg.lora_rank else n
+    trained = s.lora(cfg.lora_rank) if cfg.lora_rank else s.parameters
     split = cfg.processes
     zero = cfg.zero_stage
-    weights = n * e
+    weights = s.parameters * e
     if zero == 3:
-        weights = weights / split + min(n, _LIVE) * e
+        weights = weights / split + min(s.parameters, _LIVE) * e
     tokens = cfg.micro_batch * cfg.max_length
     drop = bool(cfg.lora_rank and cfg.lora_dropout)
     mask = 1 if cuda else e  # bytes of an element of a dropout's mask
@@ -91,13 +109,13 @@ def per_device(cfg: Config, s: Shape, cuda: bool = True, flash: bool = True) -> 
     at_the_loss = 3 * logits  # log-probabilities, and the gradient before and after the softmax
     if tokens > LOGIT_ROWS:  # recomputed chunk by chunk: the others' do not exist
         at_the_loss += tokens * s.d * e
-    if cfg.gradient_checkpointing:
-        kept = s.layers * tokens * s.d * e
-        # The last block's, recomputed, with the gradients that its backward pass makes; by then the logits are gone.
-        within = block + tokens * (3 * s.mlp * e + 8 * s.d)
-        kept, fullest = kept, max(at_the_loss, within)
-    else:
-        kept, fullest = s.layers * block, at_the_loss
+    recomputed = range(0, s.layers, n) if (n := every(cfg.gradient_checkpointing)) else range(0)
+    kept, fullest = len(recomputed) * tokens * s.d * e + (s.layers - len(recomputed)) * block, at_the_loss
+    if recomputed:
+        # The last such block's, with the gradients that its backward pass makes; by then the logits are gone, and so
+        # are the blocks behind it.
+        behind = s.layers - 1 - recomputed[-1]
+        fullest = max(at_the_loss, (1 - behind) * block + tokens * (3 * s.mlp * e + 8 * s.d))
     kept += tokens * s.d * (8 + 2 * e)  # the last norm and what the head reads
     items = {
         "weights": weights,

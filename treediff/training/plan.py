@@ -3,18 +3,23 @@
     treediff train --preset paper --plan                  # works without a GPU and without a network
     print(text(plan(cfg)))
 
-The memory is memory.py's. The hours rest on a stated share of the data sheets' FLOP/s, which is no measurement.
+The memory is memory.py's. The hours rest on a stated share of the data sheets' FLOP/s: measured times of the kernels
+that a step is made of, added up; no step of this kit has been measured yet.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from treediff.config import Config, runs_root
+from treediff.data.prepare import HELD_BACK
 from treediff.errors import UserError
 from treediff.files import read_json
 from treediff.training import memory
@@ -39,13 +44,38 @@ LLADA_8B = {
 """The shape of GSAI-ML's 8B checkpoints (8,015,581,184 parameters), as their config.json has it."""
 KNOWN = {f"GSAI-ML/{name}": LLADA_8B for name in ("LLaDA-8B-Instruct", "LLaDA-8B-Base", "LLaDA-1.5")}
 
-DEVICES = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
-"""Dense bf16 FLOP/s by the makers' data sheets (SXM)."""
-MFU = 0.4
-"""Share of those that the hours assume: model FLOPs, recomputation not counted."""
+
+class Device(NamedTuple):
+    """A GPU by its maker's data sheet, and what the hours assume of it."""
+
+    flops: float  # dense bf16 FLOP/s
+    bandwidth: float  # of its memory [bytes/s]
+    memory: float  # [bytes]
+    plain: float  # share of `flops` that model FLOPs reach in training without recomputation
+    recomputed: float  # the same with all blocks recomputed, which is no model FLOP
+
+
+DEVICES = {
+    "A100": Device(312e12, 2.04e12, 80e9, 0.43, 0.30),
+    "H100 PCIe": Device(756e12, 2.0e12, 80e9, 0.33, 0.22),
+    "H100 NVL": Device(835e12, 3.9e12, 94e9, 0.33, 0.22),
+    "H100": Device(989e12, 3.35e12, 80e9, 0.33, 0.22),
+    "H200 NVL": Device(835e12, 4.8e12, 141e9, 0.33, 0.22),
+    "H200": Device(989e12, 4.8e12, 141e9, 0.33, 0.22),
+}
+"""By a part of the name that CUDA gives them, the special ones before the general (SXM)."""
+
+MARGIN = 1.1
+"""`auto` keeps activations as long as this many times the planned memory is free."""
+WAYS = ("none", "every_4", "every_3", "every_2", "all")
+"""What `auto` chooses from, the quickest first."""
 
 _KEEP = 3  # checkpoints on the disk while one is written
 _PER_TOKEN = 14  # bytes of an encoded token: id, label, its share of the spans
+_SOURCE_ROWS = {"nvidia/OpenCodeReasoning": 567_850}
+_PROMPT = 200  # tokens of a benchmark's prompt, about
+_PROBLEMS = {"humaneval": 164, "mbpp": 378, "tinycode": 600}
+_SCORING = {"humaneval": 0.22, "mbpp": 0.50, "tinycode": 0.22}  # core-seconds a program (docs/results/scoring.md)
 
 
 @dataclass(frozen=True)
@@ -112,7 +142,15 @@ def peak_flops(cfg: Config, world: int) -> float | None:
     if cfg.peak_flops:
         return cfg.peak_flops * world
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((flops * world for key, flops in DEVICES.items() if key in name), None)
+    return next((device.flops * world for key, device in DEVICES.items() if key in name), None)
+
+
+def recomputation(cfg: Config, s: Shape, room: float) -> str:
+    """Which blocks are recomputed: `gradient_checkpointing`; for `auto` as few as `room` bytes allow (0: no limit)."""
+    if cfg.gradient_checkpointing != "auto":
+        return cfg.gradient_checkpointing
+    need = {how: sum(memory.per_device(cfg.but(gradient_checkpointing=how), s).values()) for how in WAYS}
+    return next((how for how in WAYS if not room or MARGIN * need[how] <= room), WAYS[-1])
 
 
 # --- the plan ------------------------------------------------------------------------------------------------------
@@ -122,8 +160,9 @@ def plan(cfg: Config) -> dict[str, Any]:
     steps = _steps(cfg)
     tokens = steps * cfg.rows_per_step * cfg.max_length
     per_token = flops_per_token(s.parameters, bool(cfg.lora_rank))
-    items = memory.per_device(cfg, s)
-    hours = {name: tokens * per_token / (cfg.processes * peak * MFU) / 3600 for name, peak in DEVICES.items()}
+    hours = {name: _hours(cfg, s, device, tokens * per_token) for name, device in DEVICES.items()}
+    how = recomputation(cfg, s, cfg.gpu_memory * 1e9 or min(free_memory(), default=DEVICES["H100"].memory))
+    items = memory.per_device(cfg.but(gradient_checkpointing=how), s)
     return {
         "backbone": cfg.backbone,
         "parameters": s.parameters,
@@ -136,17 +175,57 @@ def plan(cfg: Config) -> dict[str, Any]:
         "tokens": tokens,
         "flops_per_token": per_token,
         "flops": tokens * per_token,
-        "recomputation": tokens * 2.0 * s.parameters if cfg.gradient_checkpointing else 0.0,
+        "recomputed": how,
+        "recomputation": tokens * 2.0 * s.parameters * _share(how, s),
         "processes": cfg.processes,
         "hours": hours,
+        "sampling_hours": {name: _sampling_hours(cfg, s, device) for name, device in DEVICES.items()},
+        "answers": sum(_answers(cfg).values()) * len(cfg.lengths),
+        "scoring_hours": _scoring_hours(cfg),
         "memory": items,
         "memory_total": sum(items.values()),
         "disk": disk(cfg, s),
     }
 
 
-def _steps(cfg: Config) -> int:
+def _share(how: str, s: Shape) -> float:
+    """The share of the blocks that is recomputed."""
+    n = memory.every(how)
+    return len(range(0, s.layers, n)) / s.layers if n else 0.0
 
+
+def _hours(cfg: Config, s: Shape, device: Device, flops: float) -> float:
+    """Of training, with the recomputation that the device's memory asks for."""
+    again = _share(recomputation(cfg, s, device.memory), s)
+    return flops / (cfg.processes * device.flops) * ((1 - again) / device.plain + again / device.recomputed) / 3600
+
+
+def _answers(cfg: Config) -> dict[str, int]:
+    """Answers of a run at one length, by benchmark."""
+    return {b: min(cfg.limit or 10**9, _PROBLEMS[b]) * cfg.samples_per_task for b in cfg.benchmarks}
+
+
+def _sampling_hours(cfg: Config, s: Shape, device: Device) -> float:
+    """Of sampling one run's answers: a pass reads all weights once and computes 2N a token; no answer ends early."""
+    seconds, answers = 0.0, sum(_answers(cfg).values())
+    guided = 2 if cfg.guidance else 1
+    for length in cfg.lengths:
+        whole, block = _PROMPT + length, cfg.block_length
+        kept = {"none": whole, "prefix": (length + block) / 2, "dual": block}[cfg.cache]
+        blocks = length // block
+        for tokens, passes in ((whole, blocks), (kept, length / cfg.tokens_per_step - blocks)):
+            work = 2.0 * s.parameters * guided * cfg.sample_batch * tokens / (device.flops * device.plain)
+            seconds += max(work, 2.0 * s.parameters / device.bandwidth) * passes * answers / cfg.sample_batch
+    return seconds / (cfg.sample_processes or cfg.processes) / 3600
+
+
+def _scoring_hours(cfg: Config) -> float:
+    """Of running one run's programs on this machine's cores, those that time out left out."""
+    seconds = sum(n * _SCORING[b] for b, n in _answers(cfg).items()) * len(cfg.lengths)
+    return seconds / (cfg.workers or os.cpu_count() or 1) / 3600
+
+
+def _steps(cfg: Config) -> int:
     if not (cfg.rows or cfg.max_steps):
         raise UserError("rows: 0 keeps all, whose number is not known before they are read; give rows or max_steps.")
     return total_steps(cfg, cfg.rows)
@@ -160,9 +239,23 @@ def disk(cfg: Config, s: Shape) -> dict[str, float]:
     return {
         "backbone, downloaded once": 0.0 if here else 2.0 * s.parameters,
         "encoded data (at most)": float(cfg.rows * cfg.max_length * _PER_TOKEN),
+        "every row that can serve, encoded, of which those are chosen (at most)": _parts(cfg),
         f"checkpoints ({_KEEP} while one is written)": float(_KEEP * trained * (e + 12)),
         "trained weights": float(trained * e),
     }
+
+
+def _parts(cfg: Config) -> float:
+    """Bytes of the parts that prepare leaves: of what it read."""
+    if cfg.choice == "first":
+        rows = cfg.rows + HELD_BACK
+    elif cfg.data == "tinycode":
+        rows = cfg.rows
+    elif Path(cfg.data).is_file():
+        return Path(cfg.data).stat().st_size / 3 * _PER_TOKEN  # a token of three bytes or more
+    else:
+        rows = max(cfg.rows, _SOURCE_ROWS.get(cfg.data, 0))
+    return float(rows * cfg.max_length * _PER_TOKEN)
 
 
 def text(p: dict[str, Any]) -> str:
@@ -175,10 +268,13 @@ def text(p: dict[str, Any]) -> str:
         f"{p['backbone']}: {p['parameters']:,} parameters, {p['trained']:,} trained",
         f"{p['steps']:,} optimiser steps of {p['rows_per_step']} rows, at most {p['tokens']:,} tokens",
         f"{p['flops']:.2e} model FLOPs ({kind} = {p['flops_per_token']:.2e} a token){more}",
-        f"hours on {p['processes']} GPUs at {MFU:.0%} of the data sheet's FLOP/s (MFU): "
-        + ", ".join(f"{name} {h:.1f}" if h >= 0.05 else f"{name} < 0.1" for name, h in p["hours"].items()),
+        f"hours of training on {p['processes']} GPUs: {_each(p['hours'])}",
+        f"hours of sampling {p['answers']:,} answers, none ending early: {_each(p['sampling_hours'])}",
+        f"hours of scoring them on this machine's cores: {_hour(p['scoring_hours'])}",
+        "(model FLOPs at 43 % of an A100's data sheet, 30 % with all blocks recomputed; at 33 and 22 % of an H100's or "
+        "H200's: sums of measured kernels, not measured steps)",
         "",
-        "memory per GPU, worst batch",
+        f"memory per GPU, worst batch, recomputed blocks: {p['recomputed']}",
         *(f"  {_size(value)}  {name}" for name, value in p["memory"].items()),
         f"  {_size(p['memory_total'])}  in all",
         "",
@@ -188,8 +284,36 @@ def text(p: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _hour(h: float) -> str:
+    return f"{h:.1f}" if h >= 0.05 else "< 0.1"
+
+
+def _each(hours: dict[str, float]) -> str:
+    return ", ".join(f"{name} {_hour(h)}" for name, h in hours.items())
+
+
 def _size(value: float) -> str:
     return f"{value / 1e9:8.2f} GB" if value >= 1e8 else f"{value / 1e6:8.2f} MB"
+
+
+def free_memory() -> list[float]:
+    """Free bytes of each GPU that is visible, as the driver says: asking CUDA would take half a gigabyte of each."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    ask = [
+        "nvidia-smi",
+        "--query-gpu=memory.free",
+        "--format=csv,noheader,nounits",
+        *(["-i", chosen] if chosen else []),
+    ]
+    with suppress(OSError, ValueError, subprocess.SubprocessError):
+        said = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=60).stdout
+        if free := [float(line) * 2**20 for line in said.splitlines()]:
+            return free
+    return [float(torch.cuda.get_device_properties(i).total_memory) for i in range(torch.cuda.device_count())]
 
 
 def require_room(cfg: Config) -> None:
@@ -209,11 +333,11 @@ def require_room(cfg: Config) -> None:
         raise UserError(
             f"processes: {cfg.processes // cfg.nodes} on this node, which has {here} GPUs; lower processes."
         )
-    smallest = min((torch.cuda.get_device_properties(i).total_memory for i in range(here)), default=0)
-    room = cfg.gpu_memory * 1e9 or smallest
+    room = cfg.gpu_memory * 1e9 or min(free_memory(), default=0)
     if room and (need := sum(memory.per_device(cfg, s).values())) > room:
+        has = "has" if cfg.gpu_memory else "has free"
         raise UserError(
-            f"memory: the run needs {need / 1e9:.1f} GB on each GPU, which has {room / 1e9:.1f} GB; "
+            f"memory: the run needs {need / 1e9:.1f} GB on each GPU, which {has} {room / 1e9:.1f} GB; "
             f"{_advice(cfg, s, room)}"
         )
     where = runs_root()
@@ -231,7 +355,7 @@ def require_room(cfg: Config) -> None:
 
 def _advice(cfg: Config, s: Shape, room: float) -> str:
     """The first switch, or few switches, with which the run fits."""
-    ways: list[dict[str, Any]] = [{"gradient_checkpointing": True}]
+    ways: list[dict[str, Any]] = [{"gradient_checkpointing": "auto"}]
     if cfg.micro_batch > 1:
         ways.append({"micro_batch": 1, "accumulation": cfg.accumulation * cfg.micro_batch})
     ways += [{"zero_stage": 2}] if cfg.optimiser != "muon" else []

@@ -73,7 +73,7 @@ class StepLog:
         self.drain()
         seconds = time.perf_counter() - started
         record = {"step": batch.step, **facts, "p": [round(float(p), 6) for p in batch.p], "uids": batch.uid.tolist()}
-        record |= {"seconds": round(seconds, 4), "tokens": batch.ids.numel()}
+        record |= {"seconds": round(seconds, 4), "tokens": batch.tokens, "row_tokens": batch.row_tokens}
         values = sums.flatten()
         if norm is not None:  # ZeRO 0 keeps it to itself
             values = torch.cat([values, torch.as_tensor(norm, dtype=torch.float64, device=sums.device).reshape(1)])
@@ -99,7 +99,7 @@ class StepLog:
         mean = sum(totals[:n]) / max(1.0, counts[-1])
         self._check(record, totals[-1], mean, norm)
         means = [t / c if c else None for t, c in zip(totals[:-1], counts[:-1], strict=True)]
-        per_second = record["tokens"] / record["seconds"] if record["seconds"] else 0.0
+        per_second, own = (record[k] / max(1e-4, record["seconds"]) for k in ("tokens", "row_tokens"))
         cuda = torch.cuda.is_available()
         line = {
             "step": record.pop("step"),
@@ -111,6 +111,7 @@ class StepLog:
             **record,
             "grad_norm": None if norm is None else round(norm, 5),
             "tokens_per_s": round(per_second, 1),
+            "row_tokens_per_s": round(own, 1),
             "mfu": round(per_second * self.flops / self.peak, 4) if self.peak else None,
             "peak_memory": torch.cuda.max_memory_allocated() if cuda else _peak_rss(),
         }

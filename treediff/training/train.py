@@ -12,7 +12,9 @@ import logging
 import math
 import os
 import shutil
+import socket
 import sys
+import threading
 import time
 import traceback
 from datetime import timedelta
@@ -25,12 +27,12 @@ from torch import nn
 
 from treediff.config import Config, resolve
 from treediff.data import prepare, sources
-from treediff.errors import UserError
+from treediff.errors import Preempted, UserError
 from treediff.files import read_json, write_json
 from treediff.masking import rules, tokens
-from treediff.model import checkpoint, llada, lora
+from treediff.model import checkpoint, forward, llada, lora
 from treediff.runs import provenance
-from treediff.training import batch, checkpoints, heartbeat, heldout, loss, plan, steplog
+from treediff.training import batch, checkpoints, heartbeat, heldout, loss, memory, plan, steplog
 
 log = logging.getLogger(__name__)
 
@@ -89,20 +91,28 @@ def lr_factor(cfg: Config, step: int, total: int) -> float:
     return cfg.lr_floor + (1 - cfg.lr_floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def network(cfg: Config, tok: Any, device: torch.device) -> nn.Module:
-    """What is trained: a fresh backbone (`masking = none`), or the run's backbone with LoRA or with all weights."""
+def network(cfg: Config, tok: Any, device: torch.device, folder: str = "") -> nn.Module:
+    """What is trained: a fresh backbone (`masking = none`), or the run's backbone with LoRA or with all weights.
+
+    `folder` is where the backbone lies, if the starter has looked that up.
+    """
     if cfg.masking == "none":
         fresh = llada.new_backbone(cfg, len(tokens.byte_table(tok).spelling), tok.eos_token_id, tok.mask_token_id)
         return fresh.to(device)
     dtype = torch.float32 if cfg.precision == "fp32" else torch.bfloat16
-    backbone = checkpoint.load_backbone(backbone_folder(cfg), dtype, str(device), cfg.revision)
+    if folder and not Path(folder).is_dir():
+        raise UserError(
+            f"backbone: {folder} is not on {socket.gethostname()}; set HF_HOME to a folder all machines share."
+        )
+    backbone = checkpoint.load_backbone(folder or backbone_folder(cfg), dtype, str(device), cfg.revision)
     checkpoint.check_tokenizer(backbone, tok)
     return lora.add_lora(backbone, cfg) if cfg.lora_rank else backbone
 
 
-def recompute(net: nn.Module) -> None:
-    """Keep no activations inside the blocks: they are computed again in the backward pass."""
-    net.activation_checkpointing_enable({"use_reentrant": False})
+def recompute(net: nn.Module, how: str) -> None:
+    """Let some blocks (`none`, `every_n`, `all`) keep no activations: they are computed again in the backward pass."""
+    if how != "none":
+        net.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=memory.every(how))
 
 
 def backbone_folder(cfg: Config) -> str:
@@ -117,6 +127,8 @@ def deepspeed_config(cfg: Config, trained: int) -> dict[str, Any]:
         "gradient_accumulation_steps": cfg.accumulation,
         "gradient_clipping": cfg.grad_clip,
         "bf16": {"enabled": cfg.precision == "bf16"},
+        # Sixteen micro-batches' gradients would be added up in bf16. Without ZeRO DeepSpeed knows no such mix.
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if cfg.precision == "bf16" and cfg.zero_stage else {}),
         "zero_optimization": {
             "stage": cfg.zero_stage,
             # The buffer is as large as the bucket: the default would take 1 GB for an adapter of 0.3 GB.
@@ -129,29 +141,42 @@ def deepspeed_config(cfg: Config, trained: int) -> dict[str, Any]:
     }
 
 
-def train(cfg: Config) -> None:
-    """Train the run of `cfg` from its last checkpoint to its end. Called once per process, under the launcher."""
-    import deepspeed
-    import deepspeed.ops
+def train(cfg: Config, backbone: str = "") -> None:
+    """Train the run of `cfg` from its last checkpoint to its end. Called once per process, under the launcher.
 
-    # DeepSpeed would compile its shared-memory collectives on a CPU (30 s, needs g++); gloo gives the same bits.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    `backbone` is the folder of a backbone that the starter downloaded. Raises Preempted after the checkpoint that
+    SIGTERM asked the starter for.
+    """
+    import deepspeed
+
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        import deepspeed.ops
+
+        # DeepSpeed would compile its shared-memory collectives (30 s, needs g++); gloo gives the same bits.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=max(_LONG, cfg.stall_timeout)))
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     if world != cfg.processes:
         raise UserError(f"processes: {cfg.processes} are set, the launcher started {world}; make them agree.")
-    cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    checkpoints.require_shared(cfg.run_dir, rank)
+    room = torch.cuda.mem_get_info()[0] if cuda else 0
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     tok = tokens.load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision)
     data = prepare.load(cfg)
     uids = np.asarray(data.with_format("numpy")["uid"][:], np.int64)
     eos, mask = tok.eos_token_id, tok.mask_token_id
     total = batch.total_steps(cfg, len(uids))
-    net = network(cfg, tok, device)
-    if cfg.gradient_checkpointing:
-        recompute(net)
+    net = network(cfg, tok, device, backbone)
+    how = plan.recomputation(cfg, memory.Shape.of(net.config), cfg.gpu_memory * 1e9 or room)
+    recompute(net, how)
+    if cfg.compile:
+        lora.compile_blocks(net)
+    cudnn = forward.cudnn_serves(cfg)
+    if rank == 0:
+        log.warning("recomputed blocks: %s; cuDNN's attention: %s", how, "allowed" if cudnn else "off")
     size = plan.Size.of(net)
     denoiser = loss.Denoiser(net).train()
     engine, *_ = deepspeed.initialize(
@@ -159,7 +184,7 @@ def train(cfg: Config) -> None:
     )
     peaks = [g["lr"] for g in engine.optimizer.param_groups]
     folder = cfg.run_dir / "checkpoints"
-    first = checkpoints.resume(engine, folder, rank)
+    first = saved = checkpoints.resume(engine, folder, rank)
     held = heldout.Evaluation(cfg, heldout.rows(cfg), eos, mask)
     evals = cfg.run_dir / "evals.jsonl"
     lines = None
@@ -171,7 +196,8 @@ def train(cfg: Config) -> None:
     def evaluate(done: int) -> None:
         """Held-out accuracy after `done` steps, if its turn has come."""
         if held.micros and (done % cfg.eval_every == 0 or done == total):
-            record = held.run(engine, rank, world, device, beat)
+            with forward.cudnn(False):
+                record = held.run(engine, rank, world, device, beat)
             if lines:
                 heldout.write(evals, done, record)
                 lines.drain()  # a tracker takes the steps in their order
@@ -180,14 +206,30 @@ def train(cfg: Config) -> None:
     def beat() -> None:
         heartbeat.beat(cfg.run_dir, rank)
 
+    def save(done: int) -> None:
+        nonlocal saved
+        heartbeat.beat(cfg.run_dir, rank, _LONG)
+        if lines:
+            lines.flush()  # first: a step that failed must not be saved
+        checkpoints.save(engine, folder, done, rank)
+        saved = done
+        if lines:
+            lines.last_checkpoint = done
+
     def make(step: int) -> batch.Batch:
         return batch.Batch(cfg, data, uids, step, total, eos, mask)
 
-    heartbeat.begin(cfg.run_dir, rank)
+    stop = torch.zeros(1, device=device)  # 1 as soon as a rank's starter asks for it
+    asked = threading.Event()
+    heartbeat.begin(cfg.run_dir, rank, asked.set)
     if not first:  # a checkpoint is written after its evaluation
         evaluate(0)
-    with batch.Loader(make, first, total, rank, device) as loader:
+    with batch.Loader(make, first, total, rank, device) as loader, forward.cudnn(cudnn):
         for step in range(first, total):
+            if stop.item():  # that of the step before, which DeepSpeed has waited for
+                if step > saved:
+                    save(step)
+                raise Preempted(f"stopped before step {step}")
             started = time.perf_counter()
             factor = lr_factor(cfg, step, total)
             for group, peak in zip(engine.optimizer.param_groups, peaks, strict=True):
@@ -200,6 +242,7 @@ def train(cfg: Config) -> None:
                 micro_step(engine, part.map(lambda t: t.to(device, non_blocking=True)), sums, world * cfg.accumulation)
                 engine.step()
             torch.distributed.all_reduce(sums)
+            torch.distributed.all_reduce(stop.fill_(float(asked.is_set())), torch.distributed.ReduceOp.MAX)
             if lines:
                 norm = engine.get_global_grad_norm()
                 facts = {"lr": peaks[-1] * factor, "eps_t": round(rules.eps_at(cfg, step, total), 6)}
@@ -207,15 +250,12 @@ def train(cfg: Config) -> None:
                 lines.add(now, sums, norm, started, **facts)
             evaluate(step + 1)
             if (step + 1) % cfg.checkpoint_every == 0 and step + 1 < total:
-                heartbeat.beat(cfg.run_dir, rank, _LONG)
-                if lines:
-                    lines.flush()  # first: a step that failed must not be saved
-                checkpoints.save(engine, folder, step + 1, rank)
-                if lines:
-                    lines.last_checkpoint = step + 1
+                save(step + 1)
     if lines:
         lines.flush()
-        write_json(cfg.run_dir / "provenance.json", provenance(data=prepare.data_fingerprint(cfg), steps=total))
+        facts = {"attention": {"implementation": net.config._attn_implementation, "cudnn": cudnn}, "recomputed": how}
+        facts = provenance(data=prepare.data_fingerprint(cfg), steps=total, **facts)
+        write_json(cfg.run_dir / "provenance.json", facts)
     heartbeat.beat(cfg.run_dir, rank, _LONG)
     checkpoints.publish(cfg, net, rank)
     if lines:
@@ -243,7 +283,8 @@ def _dropout_seed(seed: int, step: int, rank: int, micro: int) -> int:
 
 def main() -> None:
     """Entry point of each process: `python -m treediff.training.train RUN_DIR` with the launcher's environment."""
-    run_dir = Path(next(a for a in sys.argv[1:] if not a.startswith("--local_rank"))).resolve()
+    given = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
+    run_dir, backbone = Path(given[0]).resolve(), "".join(given[1:])
     saved = read_json(run_dir / "config.json")
     os.environ["TREEDIFF_RUNS"] = str(run_dir.parent.parent)
     logging.basicConfig(level=logging.WARNING)
@@ -252,10 +293,12 @@ def main() -> None:
     failure.unlink(missing_ok=True)
     if starter := os.environ.get("TREEDIFF_STARTER"):
         heartbeat.follow(starter)
-    lock = None
+    lock, code = None, 0
     try:
         lock = heartbeat.alone(run_dir) if rank == "0" else None
-        train(resolve(**saved))
+        train(resolve(**saved), backbone)
+    except Preempted:
+        code = Preempted.EXIT
     except BaseException as e:  # recorded and raised again: the launcher would hide which rank it was
         failure.write_text(str(e) if isinstance(e, UserError) else traceback.format_exc())
         raise
@@ -266,7 +309,7 @@ def main() -> None:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,96 @@
+"""Infilling in the report: what is counted, by whom, and what is refused."""
+
+import json
+
+import pytest
+
+from treediff.config import resolve
+from treediff.data import benchmarks, holes
+from treediff.errors import UserError
+from treediff.files import write_json
+from treediff.report import infill
+from treediff.sampling import run as sampling
+from treediff.scoring import infill as scoring
+
+
+def write(cfg, every, right, **changes):
+    """Samples and ledger of a run that fills the holes in `right`, as the stages would leave them."""
+    samples = sampling.samples_path(cfg, "ast-tinycode", None)
+    samples.parent.mkdir(parents=True, exist_ok=True)
+    lines, tasks = [], {}
+    for (task, k), hole in sampling.numbered(every).items():
+        ok = hole.id in right
+        row = {"task_id": task, **({"sample": k} if k else {}), "hole": hole.id, "tier": hole.tier, "node": hole.node}
+        row |= {"size": len(hole.text), "length": 1, "exact": ok, "completion": hole.text if ok else "x"}
+        row |= {"solution": hole.program("x"), "settings": sampling.settings(cfg, None) | changes}
+        lines.append(json.dumps(row) + "\n")
+        verdict = {"base": "pass" if ok else "fail", "plus": "pass" if ok else "fail", "reason": "", "seconds": 0.1}
+        tasks.setdefault(task, []).append(verdict)
+    samples.write_text("".join(lines))
+    import hashlib
+
+    settings = {"samples_sha256": hashlib.sha256(samples.read_bytes()).hexdigest()}
+    write_json(scoring.ledger_path(cfg, "ast-tinycode"), {"settings": settings, "sandbox": {}, "tasks": tasks})
+
+
+@pytest.fixture
+def filled(runs, monkeypatch):
+    """Two strategies with two seeds each; AST fills every hole but the conditions, random only the skeleton's."""
+    cfg = resolve("tiny", limit=12, hole_length="oracle")
+    benchmarks.write_tinycode(cfg)
+    every = holes.load(cfg, "ast-tinycode")
+    for strategy, tiers in (("random", ("skeleton",)), ("ast", ("skeleton", "data", "control"))):
+        for seed in (0, 1):
+            run = cfg.with_masking(strategy).but(seed=seed)
+            write(run, every, {h.id for h in every if h.tier in tiers})
+    monkeypatch.setattr(scoring, "floor", lambda cfg, name: {every[0].id})
+    return cfg, every
+
+
+def test_the_summary_counts_holes_by_tier_and_size_and_compares(filled):
+    cfg, every = filled
+    (entry,) = infill.summary(cfg)
+    assert entry["floor"] == {"passed": 1, "holes": len(every)}
+    assert entry["runs"] == {"random": [0, 1], "ast": [0, 1]}
+    counts = {t: sum(h.tier == t for h in every) for t in ("skeleton", "data", "condition", "control")}
+    rate = {r["strategy"]: r["rate"] for r in entry["rates"]}
+    assert rate["random"] == pytest.approx(counts["skeleton"] / len(every))
+    assert rate["ast"] == pytest.approx(1 - counts["condition"] / len(every))
+    by_tier = {(r["group"], r["strategy"]): (r["rate"], r["holes"]) for r in entry["by_tier"]}
+    assert by_tier["condition", "ast"] == (0, counts["condition"])
+    assert by_tier["data", "ast"] == (1, counts["data"])
+    assert sum(r["holes"] for r in entry["by_size"] if r["strategy"] == "ast") == len(every)
+    (compared,) = (r for r in entry["comparisons"] if (r["from"], r["to"]) == ("random", "ast"))
+    assert compared["difference"] == pytest.approx(rate["ast"] - rate["random"])
+    assert json.dumps(entry)
+    shown = entry["explorer"][0]
+    assert shown["prefix"] + shown["text"] + shown["suffix"] == every[0].program(every[0].text)
+    assert set(shown["answers"]) == {"random", "ast"}
+    text = infill.markdown(entry)
+    assert "told the true number of tokens" in text
+    assert f"1 of {len(every)} programs pass with the hole left empty" in text
+    infill.figure(entry)
+
+
+def test_hole_lengths_are_never_mixed(filled):
+    cfg, every = filled
+    write(cfg.with_masking("ast").but(hole_length="search"), every, set())
+    write(cfg.with_masking("ast").but(hole_length="8"), every, set())
+    found = {e["hole_length"]: e for e in infill.summary(cfg)}
+    assert list(found) == ["oracle", "8", "search"]
+    assert set(found["search"]["runs"]) == {"ast"}
+    assert found["search"]["rates"][0]["rate"] == 0
+    assert len({infill.said(e) for e in found.values()}) == 3
+
+
+def test_runs_of_other_settings_and_stale_ledgers_are_refused(filled):
+    cfg, every = filled
+    run = cfg.with_masking("ast")
+    write(run, every, set(), threshold=0.5)
+    with pytest.raises(UserError, match="differ in threshold"):
+        infill.summary(cfg)
+    write(run, every, set())
+    path = sampling.samples_path(run, "ast-tinycode", None)
+    path.write_text(path.read_text().replace('"x"', '"y"'))
+    with pytest.raises(UserError, match="ledger of other completions"):
+        infill.summary(cfg)
