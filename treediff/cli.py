@@ -84,6 +84,8 @@ def parser(chosen: str | None = None, preset: str | None = None) -> Parser:
     sub.add_argument("--publish", type=Path, metavar="DIR", help="write the finished study's results to this folder")
     command("report", "tables and figures of all runs of a preset")
     command("reproduce", "execute the notebooks 01 to 06 and name the report")
+    sub = command("doctor", "say what this machine has and lacks for a preset's run, and how to get it")
+    sub.add_argument("--json", action="store_true", help="the same as JSON, for programs")
     command("switches", "list every switch with its meaning, what it takes and its value in the preset")
     if listed := commands.choices.get(chosen):
         add_switches(listed, resolve(preset or listed.get_default("preset")), *LISTED.get(chosen, STAGES))
@@ -402,6 +404,16 @@ def _kernel() -> str:
     return "python3"
 
 
+def doctor(args: argparse.Namespace, cfg: Config) -> None:
+    """Say what is here and what is not; exit code 1 if the run cannot be made."""
+
+    from treediff import doctor
+
+    checks = doctor.examine(cfg)
+    print(json.dumps([c._asdict() for c in checks], indent=1) if args.json else doctor.text(checks))
+    sys.exit(doctor.worst(checks))
+
+
 def list_switches(args: argparse.Namespace, cfg: Config) -> None:
     """Print every switch."""
     table = Parser(prog="treediff COMMAND", add_help=False)
@@ -420,6 +432,7 @@ COMMANDS = {
     "study": study,
     "report": report,
     "reproduce": reproduce,
+    "doctor": doctor,
     "switches": list_switches,
 }
 
