@@ -1,6 +1,6 @@
 # A fresh machine needs make and Python >= 3.11 with venv; everything else goes into .venv, from a lock.
 #   make reproduce [ARGS="--seed 1"]   make test   make lab   make short   make gif   make oracles FROM=...   make clean
-#   make rehearse     make gpu     make wheels
+#   make rehearse     make gpu     make wheels     make sums
 PYTHON ?= python3
 ifndef LOCK
 LOCK := docker/$(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu).lock
@@ -9,7 +9,7 @@ endif
 SHORT ?= --rows 200 --max_steps 6 --pretrain.rows 200 --pretrain.max_steps 12 --limit 8 --lengths 32,64
 BIN := .venv/bin
 
-.PHONY: reproduce test oracles short rehearse gpu wheels gif lab venv clean FORCE
+.PHONY: reproduce test oracles sums short rehearse gpu wheels gif lab venv clean FORCE
 
 reproduce: venv
 	$(BIN)/treediff reproduce $(ARGS)
@@ -66,6 +66,11 @@ venv: .venv/done
 	if [ "$$key" != "$$(cat $@ 2>/dev/null)" ]; then \
 	    echo "making .venv from $(LOCK)"; $(PYTHON) -m venv --clear .venv && echo "$$key" >$@; \
 	fi
+
+# The SHA-256 of what `treediff verify files` checks; run it after a golden file or a published result has changed.
+sums:
+	git ls-files tests/golden tests/sources docs/results/*.json docs/results/*.gz | grep -v claims.json | LC_ALL=C sort | \
+	xargs sha256sum >docs/SHA256SUMS
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis

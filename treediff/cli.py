@@ -86,6 +86,11 @@ def parser(chosen: str | None = None, preset: str | None = None) -> Parser:
     command("reproduce", "execute the notebooks 01 to 06 and name the report")
     sub = command("doctor", "say what this machine has and lacks for a preset's run, and how to get it")
     sub.add_argument("--json", action="store_true", help="the same as JSON, for programs")
+    sub = command("verify", "check the claims of docs/claims.toml: held, failed, or needs what is not here")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="claims; without any, all")
+    sub.add_argument("--quick", action="store_true", help="only those that take a minute or less")
+    sub.add_argument("--plan", action="store_true", help="only say what each takes, and what it needs that is not here")
+    sub.add_argument("--record", action="store_true", help="keep the results and write docs/claims.md from them")
     command("switches", "list every switch with its meaning, what it takes and its value in the preset")
     if listed := commands.choices.get(chosen):
         add_switches(listed, resolve(preset or listed.get_default("preset")), *LISTED.get(chosen, STAGES))
@@ -414,6 +419,27 @@ def doctor(args: argparse.Namespace, cfg: Config) -> None:
     sys.exit(doctor.worst(checks))
 
 
+def verify(args: argparse.Namespace, cfg: Config) -> None:
+    """Check claims; exit code 1 if one failed."""
+
+    from treediff import verify
+
+    claims = verify.chosen(verify.load(), args.names, args.quick)
+    if args.plan:
+        print(verify.plan(claims))
+        return
+    results = []
+    for number, claim in enumerate(claims, 1):
+        print(f"[{number}/{len(claims)}] {claim.command} (about {claim.minutes:g} min)", file=sys.stderr, flush=True)
+        results.append(verify.verify(claim))
+        print(verify.line(claim, results[-1]), flush=True)
+    counts = {state: sum(r["state"] == state for r in results) for state in ("held", "failed", "needs")}
+    print(f"{counts['held']} held, {counts['failed']} failed, {counts['needs']} need what is not here")
+    if args.record:
+        print(verify.record(results), file=sys.stderr)
+    sys.exit(int(counts["failed"] > 0))
+
+
 def list_switches(args: argparse.Namespace, cfg: Config) -> None:
     """Print every switch."""
     table = Parser(prog="treediff COMMAND", add_help=False)
@@ -433,6 +459,7 @@ COMMANDS = {
     "report": report,
     "reproduce": reproduce,
     "doctor": doctor,
+    "verify": verify,
     "switches": list_switches,
 }
 
