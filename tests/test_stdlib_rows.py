@@ -160,8 +160,9 @@ def test_the_stamp_changes_with_the_library_and_names_the_python(monkeypatch, tm
 
 def test_the_data_set_and_its_held_out_rows_come_from_different_modules(runs):
     cfg = resolve("stdlib", eval_rows=20)
-    data = pipeline.prepared(cfg)
+    data, more = pipeline.prepared(cfg), pipeline.prepared(cfg.with_masking("none"))
     stats = pipeline.statistics(cfg)
+    assert len(more) > 1.5 * len(data)
     assert stats["source"] == stdlib.stamp()
     assert stats["rows"]["kept"] == len(data) > 1000
     assert stats["tokens"]["reasoning"] < 8 * len(data)  # the frame of an empty block, and nothing else
