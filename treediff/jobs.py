@@ -199,13 +199,19 @@ def _expected(runs: dict[str, Config], done: set[str], where: Room) -> tuple[dic
     return out, said
 
 
+_CPU_SHARE = 0.4
+"""Of a core's speed in multiplying matrices, what a training step reaches: a guess, until there are finished runs."""
+
+
 def _speed(cfg: Config) -> float:
-    """FLOP/s that a run may keep up: a share (planning.MFU) of the GPU's data sheet, or of a product of matrices here
-    on one core, measured."""
+    """FLOP/s that a run may keep up: a share of the GPU's data sheet as the plan has it, or of a product of matrices
+    here on one core, measured."""
     import torch
 
     if torch.cuda.is_available():
-        return planning.MFU * (planning.peak_flops(cfg, 1) or planning.DEVICES["A100"])
+        name, known = torch.cuda.get_device_name(), planning.DEVICES
+        device = next((d for key, d in known.items() if key in name), known["A100"])
+        return device.recomputed * (cfg.peak_flops or device.flops)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     x = torch.rand(512, 512)
@@ -215,7 +221,7 @@ def _speed(cfg: Config) -> float:
         _ = x @ x
         rounds += 1
     torch.set_num_threads(threads)
-    return planning.MFU * rounds * 2 * 512**3 / taken
+    return _CPU_SHARE * rounds * 2 * 512**3 / taken
 
 
 def _planned(cfg: Config, speed: float) -> float:

@@ -58,7 +58,7 @@ def raw_rows(cfg: Config) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
         except Exception as e:  # the hub's errors have no common base; all mean that the data is out of reach
             reason = str(e).strip().splitlines()[0]
             raise UserError(
-                f"data: {cfg.data} is no `tinycode`, no `stdlib`, no `stdlib_all`, no .jsonl or .parquet file and no "
+                f"data: {cfg.data} is no `tinycode`, `stdlib` or `stdlib_all`, no .jsonl or .parquet file and no "
                 f"reachable data set ({reason})."
             ) from None
 
