@@ -308,7 +308,7 @@ def clustered(runs: Sequence[Passes], program: Mapping[str, str]) -> dict[str, A
     values = [_by_program(_like(runs[0], run), program, sizes) for run in runs]
     found = pooled_rate(values)
     if len(runs) == 1 and 0 < found["mean"] < 1:
-        low, high = bootstrap(dict.fromkeys(sizes, 0), values[0])
+        low, high = bootstrap(values[0].values())
     elif len(runs) == 1:
         low, high = wilson(round(found["mean"]) * len(sizes), len(sizes))
     else:
@@ -338,7 +338,7 @@ def clustered_difference(
     out |= {"difference": found["difference"], "p_programs": sign_flip((sums[0][p], sums[1][p]) for p in sizes)}
     if found["p"] is not None:
         return out | {k: found[k] for k in ("low", "high", "p")} | {"over": "runs and programs"}
-    low, high = bootstrap(*means)
+    low, high = bootstrap(means[1][p] - means[0][p] for p in sizes)
     return out | {"low": low, "high": high, "p": out["p_programs"], "over": "programs"}
 
 
