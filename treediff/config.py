@@ -627,7 +627,8 @@ def from_notebook(namespace: Mapping[str, Any], own: tuple[str, ...] = ()) -> Co
     """
     hidden = ("In", "Out", "exit", "quit", "open")
     plain = (str, int, float, bool, list, dict, type(None))
-    given = {k: v for k, v in namespace.items() if k[0] != "_" and k not in hidden and isinstance(v, plain)}
+    named = {k: v for k, v in namespace.items() if k[0] != "_" and k not in hidden and not k.isupper()}  # no constants
+    given = {k: v for k, v in named.items() if isinstance(v, plain)}
     if not any(isinstance(v, Config) for v in namespace.values()):
         for name in given:
             known(name, [*own, *SWITCHES], "this notebook has no such parameter")

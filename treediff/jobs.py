@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from treediff import pipeline
+from treediff import pipeline, progress
 from treediff.config import Config, runs_root
 from treediff.data import benchmarks
 from treediff.errors import UserError
@@ -252,8 +252,6 @@ def run(study: Study, at_once: int = 0) -> dict[str, Any]:
     A run that fails does not stop the others: `missing` names it. Raises UserError if another study runs in this
     folder, if a run that is there was made with other switches, or if an earlier results.json was edited.
     """
-    from tqdm import tqdm
-
     folder = study.cfg.preset_dir / "study"
     with _alone(folder):
         if (folder / "results.json").exists():
@@ -268,18 +266,18 @@ def run(study: Study, at_once: int = 0) -> dict[str, Any]:
         todo = {name: cfg for name, cfg in runs.items() if name not in done}
         total = sum(expected.values())
         shown = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]{postfix}"
-        with tqdm(total=total, desc="study", bar_format=shown, smoothing=0, mininterval=2) as bar:
+        with progress.bar(total=total, desc="study", bar_format=shown, smoothing=0, mininterval=2) as bar:
             bar.update(sum(expected[name] for name in done))
             bar.initial = bar.n  # the time left is reckoned from what this call does
 
-            def progress(running: list[str]) -> None:
+            def follow(running: list[str]) -> None:
                 finished = len(runs) - len(todo) - len(running)
                 bar.set_postfix_str(f"{finished} of {len(runs)} runs", refresh=False)
                 behind = [n for n in runs if n not in todo and n not in running]
                 part = sum(expected[n] * _share(runs[n]) for n in running)
                 bar.update(max(0.0, sum(expected[n] for n in behind) + part - bar.n))
 
-            _all(study, todo, where, folder, why, progress)
+            _all(study, todo, where, folder, why, follow)
         return results.write(study, why)
 
 

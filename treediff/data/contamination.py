@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from treediff import progress
 from treediff.config import Config
 from treediff.data import benchmarks
 from treediff.errors import UserError
@@ -406,7 +406,7 @@ def embedded(cfg: Config, files: list[Path]) -> dict[str, Any]:
     against = torch.cat([embed(some) for some in batched(said)])
     nearest: list[tuple[float, str, str]] = []
     rows = (row for path in files for row in texts(cfg, path))
-    for some in tqdm(batched(rows), desc="embed", unit=" x 32 rows", mininterval=2):
+    for some in progress.bar(batched(rows), desc="embed", unit=" x 32 rows", mininterval=2):
         cosine, task = (embed([f"{said}\n{code}" for _, said, code in some]) @ against.T).max(1)
         found = zip(cosine.tolist(), (row[0] for row in some), (names[i] for i in task.tolist()), strict=True)
         nearest = heapq.nlargest(NEAREST, (*nearest, *found))

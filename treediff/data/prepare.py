@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
+from treediff import progress
 from treediff.config import Config
 from treediff.data import contamination, examples, sources
 from treediff.data.examples import Dropped
@@ -193,7 +193,7 @@ def _encode(cfg: Config, parts: Path) -> list[Path]:
                     yield cfg, path, rows
 
         with (
-            tqdm(desc="prepare", unit=" rows", mininterval=2) as bar,
+            progress.bar(desc="prepare", unit=" rows", mininterval=2) as bar,
             closing(spread(cfg, encode_part, jobs())) as encoded,
         ):
             for done in encoded:

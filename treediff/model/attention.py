@@ -23,6 +23,7 @@ class Rotary(LlamaRotaryEmbedding):
     """Cosines and sines of positions int64 (1, L), float32 (1, L, d_head) each, whatever the dtype of `x`."""
 
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Computed in float32, as the class says."""
         return super().forward(x.new_empty(0, dtype=torch.float32), position_ids)
 
 

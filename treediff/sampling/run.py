@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from treediff import progress
 from treediff.config import Config
 from treediff.data import benchmarks, holes
 from treediff.errors import UserError
@@ -154,8 +155,6 @@ def _share(
     """Every process deals out all samples in the same order and takes its own, so that who makes what does not depend
     on what is there already.
     """
-    from tqdm import tqdm
-
     path, mine = samples_path(cfg, benchmark, length), settings(cfg, length)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     made = _made(path, mine)
@@ -169,7 +168,7 @@ def _share(
     each, unit, what = (1, " holes", benchmark) if length is None else (length, " tokens", f"T={length}")
     total = sum(map(len, queue)) * each
     who = cfg.run_dir.name if world == 1 else f"{cfg.run_dir.name} ({rank + 1} of {world})"
-    with tqdm(total=total, desc=f"sample {who} {what}", unit=unit, unit_scale=True, mininterval=2) as bar:
+    with progress.bar(total=total, desc=f"sample {who} {what}", unit=unit, unit_scale=True, mininterval=2) as bar:
         ready = 0
         part = None
         while queue:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from treediff import progress
 from treediff.config import Config
 from treediff.data import examples, sources, stdlib
 from treediff.errors import UserError
@@ -154,8 +155,6 @@ def score(cfg: Config) -> Path:
 
     Raises UserError without trained weights.
     """
-    from tqdm import tqdm
-
     path = ledger_path(cfg)
     mine = {"benchmark": "stdlib-nodes", "settings": _settings(cfg), "weights": weights(cfg)}
     if path.exists() and {k: v for k, v in read_json(path).items() if k != "tasks"} == mine:
@@ -170,7 +169,7 @@ def score(cfg: Config) -> Path:
     net = diffusion.load_run(cfg).eval() if todo else None
     mask_id = tokens.load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision).mask_token_id
     there = len(chosen) - len(todo)
-    with tqdm(total=len(chosen), initial=there, desc=f"nodes {cfg.run_dir.name}", mininterval=2) as bar:
+    with progress.bar(total=len(chosen), initial=there, desc=f"nodes {cfg.run_dir.name}", mininterval=2) as bar:
         for first in range(0, len(todo), _PART):
             some = todo[first : first + _PART]
             right = restore(net, mask_id, some)

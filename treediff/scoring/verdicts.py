@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from treediff import progress
 from treediff.data import benchmarks
 from treediff.errors import UserError
 from treediff.sandbox.client import FORGED, Broken, Sandbox, Silent
@@ -291,8 +292,6 @@ def decided(
     jobs: list[Job], workers: int, without: list[str], title: str, before: int
 ) -> Iterator[tuple[str | None, dict]]:
     """Results as workers finish them; under the name None, the sandbox's layers, which hold in all of them so far."""
-    from tqdm import tqdm
-
     if not jobs:
         return
     todo: queue.SimpleQueue[Job] = queue.SimpleQueue()
@@ -308,7 +307,7 @@ def decided(
         thread.start()
     left, layers = len(jobs), {}
     try:
-        with tqdm(total=before + left, initial=before, desc=title, unit=" tasks", mininterval=1) as bar:
+        with progress.bar(total=before + left, initial=before, desc=title, unit=" tasks", mininterval=1) as bar:
             while left:
                 task, result = done.get()
                 if isinstance(result, BaseException):

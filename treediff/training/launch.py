@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from treediff import progress
 from treediff.config import Config
 from treediff.data import prepare
 from treediff.errors import Preempted, UserError
@@ -144,8 +145,6 @@ def train(cfg: Config) -> Path:
 
 
 def _run(cfg: Config, run_dir: Path, total: int) -> None:
-    from tqdm import tqdm
-
     if cfg.node_rank == 0:
         for old in run_dir.glob("failure-rank*.txt"):
             old.unlink()
@@ -173,7 +172,7 @@ def _run(cfg: Config, run_dir: Path, total: int) -> None:
         )
         try:
             title = f"train {cfg.masking}"
-            with tqdm(total=total, desc=title, unit=" steps", mininterval=2) as bar, _asked_to_stop() as asked:
+            with progress.bar(total=total, desc=title, unit=" steps", mininterval=2) as bar, _asked_to_stop() as asked:
                 while process.poll() is None and not hung:
                     time.sleep(0.2)
                     _advance(bar, run_dir / "log.jsonl")
@@ -260,8 +259,6 @@ def sampling(
 
     Raises UserError with the words of a process that failed; what the others had finished is kept.
     """
-    from tqdm import tqdm
-
     task = {"switches": cfg.as_dict(), "jobs": list(jobs)}
     run = ["--nproc-per-node", str(processes), "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     run += ["-m", "treediff.sampling.run", json.dumps(task)]
@@ -279,7 +276,7 @@ def sampling(
             looked = time.monotonic()
             what = ", ".join(f"{benchmark} T={length}" if length else benchmark for benchmark, length in jobs)
             title = f"sample {cfg.run_dir.name} {what}, {processes} processes"
-            with tqdm(total=total, initial=made(), desc=title, unit=" answers", mininterval=2) as bar:
+            with progress.bar(total=total, initial=made(), desc=title, unit=" answers", mininterval=2) as bar:
                 while process.poll() is None:
                     time.sleep(0.2)
                     if (now := time.monotonic()) > looked + 2:  # counting reads all that was made
