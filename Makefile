@@ -1,6 +1,6 @@
 # A fresh machine needs make and Python >= 3.11 with venv; everything else goes into .venv, from a lock.
 #   make reproduce [ARGS="--seed 1"]   make test   make lab   make short   make gif   make oracles FROM=...   make clean
-#   make rehearse     make gpu     make wheels     make sums
+#   make rehearse     make gpu     make wheels     make docs     make sums
 PYTHON ?= python3
 ifndef LOCK
 LOCK := docker/$(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu).lock
@@ -9,7 +9,7 @@ endif
 SHORT ?= --rows 200 --max_steps 6 --pretrain.rows 200 --pretrain.max_steps 12 --limit 8 --lengths 32,64
 BIN := .venv/bin
 
-.PHONY: reproduce test oracles sums short rehearse gpu wheels gif lab venv clean FORCE
+.PHONY: reproduce test oracles sums short rehearse gpu wheels gif docs lab venv clean FORCE
 
 reproduce: venv
 	$(BIN)/treediff reproduce $(ARGS)
@@ -45,6 +45,11 @@ wheels: venv
 # The README's animation, from the tiny preset's own run (which it completes if need be).
 gif: venv
 	$(BIN)/treediff score --masking ast && $(BIN)/python -m treediff.report.trajectory docs/denoising.gif
+
+# The site, to be opened as files: build/site/index.html. Notebooks that `make reproduce` has not executed are executed, at
+# the switches in DOCS: make docs DOCS="--execute rows=200 max_steps=6"
+docs: venv
+	$(BIN)/python docs/site/build.py $(DOCS)
 
 lab: venv
 	$(BIN)/jupyter lab notebooks/ $(ARGS)

@@ -9,7 +9,7 @@ import papermill
 import pytest
 
 from treediff import progress
-from treediff.cli import _kernel
+from treediff.cli import QUIET, _kernel
 from treediff.config import from_notebook
 from treediff.strategies import MASKINGS, STRATEGIES
 
@@ -47,13 +47,19 @@ def test_a_notebook_at_which_a_person_may_be_asked_has_a_widget(monkeypatch, ask
     shown.close()
 
 
-def test_papermill_leaves_one_line_of_a_bar_and_no_warning(tmp_path):
+def test_papermill_leaves_one_line_of_a_bar_and_no_warning(tmp_path, capfd):
     code = "from treediff import progress\nfor _ in progress.bar(range(30), desc='x', mininterval=0): pass"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, tmp_path / "a.ipynb")
-    ways = {"kernel_name": _kernel(), "progress_bar": False, "cwd": str(Path(__file__).parents[1])}
+    ways = {
+        "kernel_name": _kernel(),
+        "progress_bar": False,
+        "extra_arguments": QUIET,
+        "cwd": str(Path(__file__).parents[1]),
+    }
     done = papermill.execute_notebook(str(tmp_path / "a.ipynb"), str(tmp_path / "b.ipynb"), **ways)
+    assert "WARNING" not in capfd.readouterr().err
     said = "".join(o["text"] for o in done.cells[0]["outputs"])
     assert said.startswith("x: 100%")
     assert said.count("\n") == 1

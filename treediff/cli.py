@@ -18,6 +18,8 @@ from typing import NoReturn
 from treediff.config import PRESETS, SWITCHES, Config, known, resolve, runs_root
 from treediff.errors import Preempted, UserError
 
+QUIET = ["--IPKernelApp.log_level=40"]
+"""A kernel's own warnings are not what a notebook has to say."""
 STAGES = {"run": "the run", "data": "data", "train": "training", "sample": "sampling"}
 """The groups of switches, by what depends on them."""
 LISTED = {
@@ -378,6 +380,7 @@ def reproduce(args: argparse.Namespace, cfg: Config) -> None:
                 parameters=chosen,
                 kernel_name=_kernel(),
                 progress_bar=False,
+                extra_arguments=QUIET,
                 stdout_file=sys.stderr,
                 stderr_file=sys.stderr,
             )

@@ -1,4 +1,4 @@
-"""What this machine has and lacks for a run: treediff doctor [--preset paper] [--json].
+"""What this machine has and lacks for a run: `treediff doctor --preset paper`.
 
     checks = examine(cfg)            # one record each: name, state, what was found, what that costs, how to get it
     worst(checks)                    # 0 if the run can be made here, 1 if something is missing without which it cannot

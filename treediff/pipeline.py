@@ -9,6 +9,7 @@ what was killed goes on. Commands and notebooks call the stages through here.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,12 @@ def scored(cfg: Config, benchmark: str, length: int) -> Path:
     """The ledger of those samples."""
     sampled(cfg, benchmark, length)
     return scoring.score(cfg, benchmark, length)
+
+
+def all_scored(cfg: Config, strategies: Iterable[str]) -> list[Path]:
+    """The ledgers of these strategies' runs beside `cfg`, on all its benchmarks and lengths."""
+    runs = [cfg.with_masking(s) for s in strategies]
+    return [scored(run, benchmark, length) for run in runs for benchmark in cfg.benchmarks for length in cfg.lengths]
 
 
 def infilled(cfg: Config, hole_set: str) -> Path:

@@ -1,4 +1,4 @@
-"""Runs the claims of docs/claims.toml and says which held: treediff verify [NAME ...] [--quick] [--record].
+"""Runs the claims of docs/claims.toml and says which held: `treediff verify NAME ... --quick`.
 
     results = [verify(claim) for claim in load()]          # held, failed, or needs what is not here
 

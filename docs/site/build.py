@@ -21,7 +21,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from treediff.cli import STAGES, _kernel
+from treediff.cli import QUIET, STAGES, _kernel
 from treediff.config import PRESETS, SWITCHES, resolve, runs_root
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +56,8 @@ def page(path: str, out: Path) -> None:
         at = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
         if (ROOT / at).is_dir():
             return f"`{match[1][1:-2]}`"
+        if not (ROOT / at).exists() and at.startswith("docs/results/"):
+            return f"{match[1][1:-2]} (not published yet)"
         new = placed(at)
         if new is None:
             new = f"files/{at}"
@@ -115,6 +117,7 @@ def executed(source: Path, preset: str, given: dict[str, str]) -> Path:
         parameters={"preset": preset, **given},
         kernel_name=_kernel(),
         progress_bar=False,
+        extra_arguments=QUIET,
     )
     return folder / source.name
 
@@ -236,7 +239,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("papermill", "mkdocs", "traitlets"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     os.environ["NO_MKDOCS_2_WARNING"] = "1"
     given = {k: json.loads(v) if v[:1] in "{[0123456789-" else v for k, v in (x.split("=", 1) for x in args.execute)}
     print(build(args.preset, given))
