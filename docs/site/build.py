@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "THIRD_PARTY.md", "docker/README.md")
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
+MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.S)
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def switches_page() -> str:
         for s in (s for s in SWITCHES.values() if s.stage == stage):
             values = [json.dumps(getattr(cfg, s.name)) for cfg in configs.values()]
             cells = [f"`{s.name}`", f"`{s.takes}`", s.help, *(f"`{v}`" for v in values), s.paper]
-            out.append(f"| {' | '.join(c.replace('|', '&#124;') for c in cells)} |")
+            out.append(f"| {' | '.join(cells)} |")
     return "\n".join([*out, ""])
 
 
@@ -125,10 +126,13 @@ def executed(source: Path, preset: str, given: dict[str, str]) -> Path:
 def notebook_page(path: Path, name: str, out: Path) -> None:
     """An executed notebook as Markdown, its pictures beside it."""
     import nbformat
+    from latex2mathml.converter import convert as mathml
     from nbconvert import MarkdownExporter
 
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":  # the browser's own MathML: no script
+            cell.source = MATH.sub(lambda m: mathml(m[1] or m[2], display="block" if m[1] else "inline"), cell.source)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = cell.source.replace(str(ROOT), ".")
         for output in cell.get("outputs", []):
