@@ -8,6 +8,8 @@ endif
 # The whole pipeline at a shortened budget: the same code, too little training to learn anything.
 SHORT ?= --rows 200 --max_steps 6 --pretrain.rows 200 --pretrain.max_steps 12 --limit 8 --lengths 32,64
 BIN := .venv/bin
+# Where torch's CPU build lies: pip's own index has only the build for CUDA on Linux.
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .PHONY: reproduce test oracles sums short rehearse gpu wheels gif docs lab venv clean FORCE
 
@@ -59,7 +61,13 @@ venv: .venv/done
 # An install that was cut off goes on where it stopped: its key is there, `done` is not. The constraints pin what
 # builds the few source packages, too.
 .venv/done: .venv/key pyproject.toml
-	PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK) $(BIN)/python -m pip install --use-pep517 -r $(LOCK)
+	@case "$(LOCK)" in *cpu.lock) \
+	    if $(BIN)/python -c 'import urllib.request as u; u.urlopen("$(CPU_INDEX)/torch/", timeout=5)' 2>/dev/null; \
+	    then echo "torch: its CPU build, from $(CPU_INDEX)"; echo "--extra-index-url $(CPU_INDEX)" >.venv/index; \
+	    else echo "torch: as pip finds it ($(CPU_INDEX) does not answer); CUDA's libraries may come with it, 3 GB"; \
+	    echo >.venv/index; fi;; *) echo >.venv/index;; esac
+	PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK) \
+	    $(BIN)/python -m pip install --use-pep517 -r $(LOCK) $$(cat .venv/index)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
 	@touch $@
 

@@ -85,6 +85,17 @@ def test_broken_code_is_annotated_all_the_same(tmp_path):
     assert "do not parse" in done.stderr
 
 
+def test_a_missing_token_is_told_with_its_line(tmp_path):
+    if "javascript" not in tiers.installed():
+        pytest.skip("the grammar of javascript is not installed (pip install 'treediff[languages]')")
+    (tmp_path / "c.js").write_text("let y = 2;\nlet x = (1;\n")
+    (tmp_path / "d.js").write_text("let x = (1);\n")
+    done = run("annotate", tmp_path / "c.js")
+    assert done.returncode == 0
+    assert "c.js: line 2: ')' is missing" in done.stderr
+    assert "missing" not in run("annotate", tmp_path / "d.js").stderr
+
+
 def test_prepare_reports_what_it_dropped(shared, tmp_path):
     done = run(
         "prepare",

@@ -1,4 +1,4 @@
-"""The site: pages with links turned, a page of every switch, and no link that leads nowhere. The whole of it is slow."""
+"""The site: links turned, a page of every switch, no link that leads nowhere. The whole of it is slow."""
 
 import importlib.util
 import subprocess

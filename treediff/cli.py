@@ -196,6 +196,10 @@ def annotate(args: argparse.Namespace, cfg: Config) -> None:
         logging.warning(
             "%s: %d of %d bytes do not parse; they take the default tier.", args.file, bad, len(parsed.source)
         )
+    for number, token in tiers.missing_tokens(parsed):
+        logging.warning(
+            "%s: line %d: %r is missing; the tiers are those of the code with it.", args.file, number, token
+        )
 
 
 def prepare(args: argparse.Namespace, cfg: Config) -> None:

@@ -324,6 +324,18 @@ def error_bytes(parsed: Parsed) -> int:
     return int(np.maximum(end - np.maximum(start, before), 0).sum())
 
 
+def missing_tokens(parsed: Parsed) -> list[tuple[int, str]]:
+    """Line (from 1) and name of each token that the parser had to suppose: a source that lacks one has no ERROR region,
+    and yet does not parse."""
+    found, stack = [], [parsed.tree.root_node]
+    while stack:
+        node = stack.pop()
+        if node.is_missing:
+            found.append((node.start_point[0] + 1, node.type))
+        stack.extend(child for child in reversed(node.children) if child.has_error or child.is_missing)
+    return found
+
+
 def telling_function(parsed: Parsed) -> tuple[int, int]:
     """First and last row (0-based) of the shortest function that has most tiers; of the source if it has none."""
     g, nodes, tiers = parsed.grammar, parsed.nodes, byte_tiers(parsed)
