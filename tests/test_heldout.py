@@ -19,6 +19,8 @@ SMALL = {"rows": 30, "eval_rows": 12, "pretrain": {"rows": 50, "data_seed": 1}}
 
 def test_rows_are_never_trained_on_and_the_same_for_every_run(runs):
     cfg = resolve("tiny", masking="ast", **SMALL)
+    for run in (cfg.with_masking("none"), cfg):
+        pipeline.prepared(run)
     held = heldout.rows(cfg)
     assert len(held) == 12
     mine = {int(r["uid"]) for r in held}
@@ -41,8 +43,8 @@ def test_rows_of_a_file_are_those_that_were_not_chosen(runs, tmp_path):
     pipeline.tokenizer(resolve("tiny", **SMALL))
     tok = sources.tokenizer_folder(resolve("tiny", **SMALL))
     cfg = resolve("tiny", data=str(path), rows=7, eval_rows=9, tokenizer=tok, backbone="elsewhere")
-    held = heldout.rows(cfg)
     chosen = set(pipeline.prepared(cfg)["uid"][:].tolist())
+    held = heldout.rows(cfg)
     assert len(held) == 5
     assert not chosen & {r["uid"] for r in held}
     again = heldout.rows(cfg.but(seed=8, masking="random"))

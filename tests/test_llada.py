@@ -213,7 +213,7 @@ def test_another_model_s_tokenizer_is_refused():
         check_tokenizer(net, tok(600, 510, 509))
     with pytest.raises(UserError, match="mask token is 508, the backbone's 510"):
         check_tokenizer(net, tok(511, 508, 509))
-    with pytest.raises(UserError, match="end-of-text token is 1, the backbone's is 509"):
+    with pytest.raises(UserError, match="end-of-text token is 1, the backbone's 509"):
         check_tokenizer(net, tok(511, 510, 1))
 
 

@@ -283,9 +283,10 @@ def test_another_choice_of_rows_encodes_nothing_again(tok, runs, tmp_path, small
 START = """
 import sys
 from pathlib import Path
-from treediff import prepare
-from treediff.config import UserError, resolve
-prepare.CHUNK, prepare.SHARD = 4000, 30_000
+from treediff.config import resolve
+from treediff.data import prepare
+from treediff.errors import UserError
+prepare.PART_BYTES, prepare.SHARD = 4000, 30_000
 if __name__ == "__main__":
     if len(sys.argv) > 5:
         import resource
@@ -397,7 +398,7 @@ def test_two_calls_at_once_make_it_once(tok, runs, tmp_path, small_chunks, monke
     real = prepare.encode_part
     monkeypatch.setattr(prepare, "encode_part", lambda *job: seen.append(job[1].name) or real(*job))
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(prepare.prepared, [cfg, cfg]))
+        found = list(pool.map(prepare.prepare, [cfg, cfg]))
     assert len(seen) == len(set(seen)) > 1
     assert found[0]["uid"][:].tolist() == found[1]["uid"][:].tolist()
 

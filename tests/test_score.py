@@ -325,12 +325,12 @@ def test_a_multi_threaded_endless_loop_is_a_time_out(bench):
         assert row["reason"].startswith("time-out: "), row
 
 
-@pytest.mark.parametrize("limits", ["-Hs 8192", "-Hd 4000000; ulimit -Hv 6000000", "-Hs 8192; umask 077"])
+@pytest.mark.parametrize("limits", ["-Hs 8192", "-d 4000000; ulimit -v 6000000", "-Hs 8192; umask 077"])
 def test_hard_limits_and_masks_of_the_caller_fail_nobody(limits, bench, tmp_path):
     """As on clusters; EvalPlus's guard would raise a limit that is lower, and can not."""
     bench({0: RIGHT}, out="other.json")  # the expected outputs
     bench.out.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "treediff.cli", "score", "--benchmark", "tinycode", "--data", str(bench.data)]
+    command = [sys.executable, "-m", "treediff.cli", "score", "--benchmark", "tinycode", "--problems", str(bench.data)]
     command += ["--samples", str(bench.samples), "--out", str(bench.out), "--workers", "1"]
     root = str(Path(score.__file__).parents[2])
     done = subprocess.run(

@@ -90,7 +90,9 @@ def test_a_line_is_written_when_the_next_step_has_come(runs):
     for step in range(3):
         sums = loss.no_sums(torch.device("cpu"))
         sums[0, 1], sums[1, 1], sums[0, -1], sums[1, -1] = 6.0 * 4, 4, 6.0, 4
-        fake = SimpleNamespace(step=step, uid=torch.tensor([77]), p=torch.ones(1), ids=torch.zeros(2, 50))
+        fake = SimpleNamespace(
+            tokens=100, row_tokens=100, step=step, uid=torch.tensor([77]), p=torch.ones(1), ids=torch.zeros(2, 50)
+        )
         log.add(fake, sums, torch.tensor(0.5), 0.0, data_wait_s=0.0)
         assert [r["step"] for r in steplog.read_log(cfg.run_dir)] == list(range(step))
     log.flush()
