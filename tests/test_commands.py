@@ -37,7 +37,8 @@ MODEL = str(ROOT / "tests/golden/llada/tiny/checkpoint")
 def words(command: str) -> list[str]:
     """The words behind the program's name, with a value for what stands for one."""
     found = [{"FOLDER": MODEL, "N": "3"}.get(w, w) for w in shlex.split(command)[1:]]
-    return [w for w, before in zip(found, ["", *found], strict=False) if w != "..." or before[:2] == "--"]
+    found = [w for w, before in zip(found, ["", *found], strict=False) if w != "..." or before[:2] == "--"]
+    return [*found, "."] if found[-1:] == ["--publish"] else found  # named without its folder
 
 
 COMMANDS = commands()
