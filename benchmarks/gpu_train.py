@@ -150,7 +150,7 @@ def measure(scale: str, variant: str, steps: int) -> dict[str, Any]:
             mask = torch.rand(shape, generator=draw) < torch.rand((), generator=draw)
             seen = torch.ones(shape, dtype=torch.bool)
             m = batch.micro(ids, ids, mask, mask / mask.sum(), torch.zeros(shape[0]).long(), mask.byte(), seen)
-            m = m._replace(seen=seen if variant == "attention_mask" else None)
+            m = m._replace(attention_mask=seen if variant == "attention_mask" else None)
             train.micro_step(engine, m.map(lambda t: t.to(device)), sums, cfg.accumulation)
             engine.step()
     _wait(device)

@@ -32,8 +32,8 @@ def test_gpu_sample_at_the_tiny_scale(tmp_path):
 
 def test_infilling_and_ordinary_sampling_are_timed_in_turn(tmp_path):
     out = tmp_path / "r.json"
-    sizes = ("--d_model", "32", "--n_layers", "1", "--length", "8", "--known", "8", "--rounds", "2", "--batch", "2")
-    run("infill.py", *sizes, "--out", str(out))
+    sizes = ("--d_model", "32", "--n_layers", "1", "--length", "8", "--block", "8", "--known", "8", "--rounds", "2")
+    run("infill.py", *sizes, "--batch", "2", "--out", str(out))
     records = json.loads(out.read_text())["records"]
     assert {r["mode"] for r in records} >= {"exact", "prefix cache", "dual cache", "threshold"}
     assert all(len(r["ratios"]) == 2 and r["ratio_cpu"] > 0 for r in records)
