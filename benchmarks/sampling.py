@@ -144,6 +144,8 @@ def show(records: list[dict[str, Any]]) -> None:
 def random_weights(args: argparse.Namespace) -> list[dict[str, Any]]:
     cfg = resolve("tiny", d_model=args.d_model, n_layers=args.n_layers, mlp_hidden=3 * args.d_model)
     net = llada.new_backbone(cfg, 126464, EOS, MASK)
+    # A fresh head lies along the embeddings, so that every answer would be the mask token that its position holds.
+    forward.lm_head(net).weight.data.normal_(0, 0.02, generator=torch.Generator().manual_seed(1))
     prompt = torch.randint(0, 126_000, (args.batch, args.prompt), generator=torch.Generator().manual_seed(0))
     how = Decoding(MASK, (EOS,), args.length, args.length, 32)
     print(f"d_model {args.d_model}, {args.n_layers} layers, vocabulary 126464, {args.batch} x {args.length} tokens")

@@ -32,7 +32,8 @@ def made(cfg, share, rng, commit="abc"):
     """A finished run, made by nobody: its programs pass with this probability."""
     open_run(cfg, "data", "train")
     (cfg.run_dir / "adapter").mkdir(exist_ok=True)
-    write_json(cfg.run_dir / "provenance.json", {"commit": commit, "machine": {"cores": 2}, "versions": {"torch": "1"}})
+    about = {"commit": commit, "data": "none", "machine": {"cores": 2}, "versions": {"torch": "1"}}
+    write_json(cfg.run_dir / "provenance.json", about)
     write_json(cfg.run_dir / "seconds.json", {"train": 60.0, "sample": 20.0, "score": 10.0})
     if "tinycode" in cfg.benchmarks:
         benchmarks.write_tinycode(cfg)

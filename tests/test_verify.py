@@ -1,6 +1,7 @@
 """treediff verify: a claim is held, failed, or needs what is not here; the page is written from the record."""
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -60,11 +61,12 @@ def test_what_is_not_here_is_told_and_nothing_runs(runs, tmp_path):
 
 def test_a_claim_that_takes_ten_times_too_long_is_stopped_with_all_it_started(runs):
     begun = time.monotonic()
-    sleeper = "python -c \"import subprocess; subprocess.run(['sleep', '98.7'])\""
+    asleep = f"98.{os.getpid()}"  # no other process sleeps for so long
+    sleeper = f"python -c \"import subprocess; subprocess.run(['sleep', '{asleep}'])\""
     found = verify.verify(claim(command=sleeper, minutes=0.002))
     assert found["state"] == "failed"
     assert time.monotonic() - begun < 30
-    assert "sleep\x0098.7" not in "".join(
+    assert f"sleep\x00{asleep}" not in "".join(
         p.read_text(errors="replace") for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()
     )
 

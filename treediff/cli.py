@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -118,6 +119,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "datasets", "papermill", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    # matplotlib keeps a list of the fonts that it found: with the runs, not in the home folder.
+    os.environ.setdefault("MPLCONFIGDIR", str(runs_root().resolve() / "cache" / "matplotlib"))
     first = Parser(add_help=False, allow_abbrev=False)  # which switches to list, with which preset's values
     first.add_argument("command", nargs="?")
     first.add_argument("--preset", nargs="?")
