@@ -307,16 +307,22 @@ def score(args: argparse.Namespace, cfg: Config) -> None:
     from treediff import pipeline
     from treediff.data import stdlib
     from treediff.files import read_json
-    from treediff.scoring import restore
+    from treediff.scoring import departures, restore
     from treediff.scoring import score as scoring
+    from treediff.scoring.run import read as read_ledger
 
     if args.benchmark or args.problems or args.samples or args.out:
         for name in ("benchmark", "samples", "out"):
             if getattr(args, name) is None:
                 raise UserError(f"--{name}: needed together with --benchmark, --samples and --out.")
-        ledger = scoring.score(args.benchmark, args.problems, args.samples, args.out, workers=cfg.workers)
-        counts = scoring.passes(ledger)
+        scoring.score(args.benchmark, args.problems, args.samples, args.out, workers=cfg.workers)
+        ledger = read_ledger(args.out, cfg.verdicts)
+        counts, others = scoring.passes(ledger), scoring.passes(departures.other(ledger))
         print(f"{args.benchmark}: base {counts['base']}/{counts['n']}, plus {counts['plus']}/{counts['n']}")
+        if counts != others:
+            who = "EvalPlus 0.3.1 counts" if cfg.verdicts == "own" else "our own verdicts:"
+            why = "; ".join(f"{task}: {reason}" for task, reason in ledger["departures"].items())
+            print(f"{who} base {others['base']}/{others['n']}, plus {others['plus']}/{others['n']} ({why})")
         for line in scoring.passes_at(ledger):
             print(line)
         return

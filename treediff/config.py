@@ -339,6 +339,9 @@ class Config(BaseModel):
         "around a hole: the problem in the user's turn and the program as an answer of code with an empty reasoning; "
         "or the program alone",
     )
+    verdicts: Literal["own", "evalplus"] = switch(
+        "own", "run", "right programs that EvalPlus 0.3.1 fails (docs/sandbox.md) pass, or are counted as it does"
+    )
     samples_per_task: int = switch(
         1, "run", "samples per benchmark problem (pass@k); more need a temperature", ge=1, le=256
     )

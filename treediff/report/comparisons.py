@@ -23,8 +23,9 @@ from treediff.report.paper import HALVES, PAIRS
 from treediff.report.tables import Cell, Table, estimate, rate
 from treediff.runs import comparable, of_stages, rows_per_step
 from treediff.sampling.run import samples_path
-from treediff.scoring import stats
+from treediff.scoring import departures, stats
 from treediff.scoring.run import ledger_path
+from treediff.scoring.run import read as read_ledger
 from treediff.strategies import BEYOND, STRATEGIES
 
 
@@ -36,13 +37,22 @@ def autoregressive_table(cfg: Config) -> Table | None:
     """
     rows = []
     for path in sorted(cfg.preset_dir.glob("model-*/scores/*.json")):
-        ledger = read_json(path)
+        ledger = read_ledger(path, cfg.verdicts)
         made = next(iter(read_jsonl(path.parents[1] / "samples" / f"{path.stem}.jsonl")))["settings"]
         how = ", ".join(str(made[k]) for k in ("prompt_style", "think", "extract"))
         for part, name in zip(("base", "plus"), HALVES[ledger["benchmark"]], strict=True):
-            rows.append([made["model"], name, made["T"], how, rate(stats.rated(stats.counts(ledger, part)))])
+            rows.append([made["model"], name, made["T"], how, rate(counted(ledger, part))])
     head = ["model", "benchmark", "longest answer", "prompt, think, extract", "pass@1 [%]"]
     return Table(head, rows, "Ours, through the same prompts") if rows else None
+
+
+def counted(ledger: Ledger, part: str) -> dict[str, Any]:
+    """stats.rated of a ledger's part; where EvalPlus and we count otherwise, `other` is what the other counts."""
+    counts, others = stats.counts(ledger, part), stats.counts(departures.other(ledger), part)
+    if counts == others:
+        return stats.rated(counts)
+    who = "EvalPlus" if ledger["settings"].get("verdicts", "own") == "own" else "own"
+    return stats.rated(counts) | {"other": sum(c for c, _ in others.values()), "other_verdicts": who}
 
 
 ROWS = tuple(STRATEGIES)
@@ -99,7 +109,7 @@ def _read(run: Config, key: Key) -> Ledger | None:
     path = ledger_path(run, *key)
     if not path.exists():
         return None
-    ledger, samples = read_json(path), samples_path(run, *key)
+    ledger, samples = read_ledger(path, run.verdicts), samples_path(run, *key)
     sha256 = ledger["settings"].get("samples_sha256")
     if sha256 and samples.exists() and _sha256(samples, samples.stat().st_mtime_ns) != sha256:
         raise UserError(f"{path}: it is the ledger of other samples than {samples} holds now; score them again.")

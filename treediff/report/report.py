@@ -49,7 +49,7 @@ def pass_rates(cfg: Config, strategies: tuple[str, ...]) -> list[dict[str, Any]]
                 for part, name in zip(("base", "plus"), HALVES[benchmark], strict=True):
                     record: dict[str, Any] = {"strategy": strategy, "T": length, "benchmark": name}
                     if ledger:
-                        record |= stats.rated(stats.counts(ledger, part))
+                        record |= comparisons.counted(ledger, part)
                         record["ledger"] = ledger_name(cfg.with_masking(strategy), benchmark, length)
                     if paper := PAPER.get(strategy, {}).get(benchmark, {}).get(length):
                         record |= {"paper_T": length, "paper": paper[part == "plus"]}
@@ -83,6 +83,8 @@ RECORD = (
     "rate",
     "low",
     "high",
+    "other",
+    "other_verdicts",
     "paper_T",
     "paper",
     "ledger",

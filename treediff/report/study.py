@@ -35,6 +35,7 @@ from treediff.runs import SHARED_OUT, idle, of_stages, open_run, provenance
 from treediff.sampling import run as sampling
 from treediff.scoring import restore, stats
 from treediff.scoring.run import ledger_path
+from treediff.scoring.run import read as read_ledger
 from treediff.strategies import BEYOND, MASKINGS, STRATEGIES
 from treediff.training import launch, steplog
 
@@ -258,7 +259,7 @@ def collect(study: Study, why: Mapping[str, str] | None = None) -> dict[str, Any
             continue
         verdicts, sandbox, timeouts = {}, None, 0
         for key, path in ledgers(cfg).items():
-            ledger = read_json(path)
+            ledger = read_json(path) if key == NODES else read_ledger(path, cfg.verdicts)
             head, mine = _verdicts(cfg, key, ledger)
             first = made.setdefault(key, head)
             for what, value in head.items():

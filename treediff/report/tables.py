@@ -91,10 +91,14 @@ class Table:
 
 
 def rate(r: Mapping[str, Any]) -> str:
-    """A record of stats.rated in percent with its 95 % interval and the counts behind it; "not run" without."""
+    """A record of stats.rated in percent with its 95 % interval and the counts behind it; "not run" without.
+
+    Where EvalPlus and we count otherwise, both counts stand there.
+    """
     if "rate" not in r:
         return "not run"
     counts = f"{r['passed']}/{r['tasks']}" if r["samples"] == 1 else f"{r['passed']} of {r['tasks']} x {r['samples']}"
+    counts += f"; {r['other_verdicts']}: {r['other']}" if "other" in r else ""
     return f"{estimate(r['rate'], r['low'], r['high'])} ({counts})"
 
 

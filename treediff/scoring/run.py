@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from treediff.config import Config
 from treediff.data import benchmarks
+from treediff.errors import UserError
+from treediff.files import read_json
 from treediff.sampling.run import samples_path
+from treediff.scoring import departures
 from treediff.scoring import score as scoring
 
 
@@ -22,3 +26,11 @@ def score(cfg: Config, benchmark: str, length: int) -> Path:
     data, samples = benchmarks.benchmark_file(cfg, benchmark), samples_path(cfg, benchmark, length)
     scoring.score(benchmark, data, samples, out, workers=cfg.workers, limit_to=wanted)
     return out
+
+
+def read(path: Path, verdicts: str) -> dict[str, Any]:
+    """The ledger in a file, its verdicts `own` or those of `evalplus`. Raises UserError that names the file."""
+    try:
+        return departures.counted(read_json(path), verdicts)
+    except UserError as e:
+        raise e if str(path) in str(e) else UserError(f"{path}: {e}") from None

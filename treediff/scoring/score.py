@@ -7,7 +7,8 @@ Each worker (verdicts.py) is a clean process that knows the expected outputs, ha
 sandbox, and compares what comes back, with EvalPlus's rules, oracles and time limits.
 The expected outputs are what the benchmark's own solutions return in the same sandbox; they are kept under
 `runs/cache`. A scoring that was killed goes on from its journal; the ledger is written whole or not at all. It holds
-one verdict per task, or, where a task has several samples, the list of theirs.
+one verdict per task, or, where a task has several samples, the list of theirs, and marks those that EvalPlus would not
+give (departures.py).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from treediff.files import whole, write_json
 from treediff.sandbox import isolation
 from treediff.sandbox.runner import MEMORY
 from treediff.sandbox.values import pack
-from treediff.scoring import stats
+from treediff.scoring import departures, stats
 from treediff.scoring.verdicts import MIN_SECONDS, MOST_SECONDS, TIME_FACTOR, decided
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,9 @@ def score(
     if found and found["settings"] == settings and list(found["tasks"]) == tasks:
         log.info("%s: already scored, reused.", out)
         out.with_name(f".{out.name}.journal").unlink(missing_ok=True)
-        return found
+        if (ledger := departures.marked(found, programs)) != found:
+            write_json(out, ledger)
+        return ledger
     workers = min(workers or len(os.sched_getaffinity(0)), max(1, settings["samples"]))
     oracle = references(benchmark, problems, data_hash, workers, list(without))
     keys = {
@@ -172,6 +175,7 @@ def score(
             "sandbox": isolation.in_words(sandbox),
             "tasks": verdicts if several else {task: of[0] for task, of in verdicts.items()},
         }
+        ledger = departures.marked(ledger, programs)
         write_json(out, ledger)
         journal.unlink()
     found = passes(ledger)
