@@ -39,8 +39,10 @@ def ledger(tasks):
         ("Mbpp/566", LOOP, verdict(), None),
         ("Mbpp/566", "(" * 10_000, verdict(), None),
         ("Mbpp/566", "\0", verdict(), None),
-        ("Mbpp/599", "", verdict(seconds=42.0), {"plus": "fail"}),
-        ("Mbpp/599", "", verdict(seconds=0.4), None),
+        ("Mbpp/255", "", verdict(), {"plus": "fail"}),
+        ("Mbpp/599", "for i in x: pass", verdict(seconds=42.0), {"plus": "fail"}),
+        ("Mbpp/599", "for i in x: pass", verdict(seconds=0.4), None),
+        ("Mbpp/599", "sum(range(n))", verdict(seconds=9.0), None),
     ],
 )
 def test_a_right_program_that_evalplus_fails_is_marked_and_no_other(task, program, given, differs):
