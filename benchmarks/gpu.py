@@ -36,9 +36,14 @@ class Piece(NamedTuple):
 
 
 TRAIN, SAMPLE = "benchmarks/gpu_train.py", "benchmarks/gpu_sample.py"
-VARIANTS = ("all", "compile", "recomputation", "all_logits", "attention_mask", "boolean_index", "plain_adamw")
+VARIANTS = (
+    *("all", "compile", "trainer", "recomputation", "trainer_recomputation"),
+    *("all_logits", "attention_mask", "boolean_index", "plain_adamw"),
+)
+MARKED = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("tests/test_*.py") if "mark.gpu" in p.read_text())
+"""The files with tests for a GPU; the others may need what such a machine lacks."""
 PIECES: dict[str, Piece] = {
-    "tests": Piece("tests marked `gpu`", ("-m", "pytest", "-q", "-m", "gpu", "tests")),
+    "tests": Piece("tests marked `gpu`", ("-m", "pytest", "-q", "-m", "gpu", *MARKED)),
     **{
         f"train-{variant}": Piece(
             f"a training step of LLaDA-8B's shape: {variant}",
@@ -142,9 +147,11 @@ def main() -> None:
         result = run(name, PIECES[name], folder, args.cpu)
         write_json(there[name], result)
         print(f"  {result['ended']}, {result['seconds']:.0f} s", flush=True)
-    results = {name: read_json(path) for name, path in there.items() if path.exists()}
-    write_json(args.out / "gpu.json", provenance(pieces=results))
-    (args.out / "gpu.md").write_text(text(results))
+        print(*(f"    {line}" for line in result["said"]), sep="\n", flush=True)
+        results = {name: read_json(path) for name, path in there.items() if path.exists()}
+        write_json(args.out / "gpu.json", provenance(pieces=results))
+        (args.out / "gpu.md").write_text(text(results))
+    results = [path for path in there.values() if path.exists()]
     print(f"{args.out / 'gpu.md'}: {len(results)} of {len(PIECES)} pieces")
 
 

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import sampling
 import torch
 
 from treediff.model import llada
@@ -33,6 +34,7 @@ SCALES: dict[str, dict[str, int]] = {
 }
 PROMPTS = (120, 150, 180, 210, 240, 280, 330, 420)
 MODES: dict[str, dict[str, Any]] = {
+    "literal": {},  # LLaDA's published loop: logits of every position, softmax over the vocabulary in float64
     "exact": {},
     "exact, 4 a step": {"share": 4},
     "prefix cache": {"cache": "prefix"},
@@ -101,7 +103,7 @@ def floor(
 
 
 def measure(
-    net: torch.nn.Module, prompts: list[list[int]], how: decode.Decoding, device: str, blocks: int
+    net: torch.nn.Module, prompts: list[list[int]], how: decode.Decoding, mode: str, device: str, blocks: int
 ) -> tuple[float, int]:
     """Milliseconds per step over `blocks` blocks after the first, and the peak of memory [bytes]."""
     per_block = how.steps // (how.gen_length // how.block_length)
@@ -119,8 +121,9 @@ def measure(
 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    loop = sampling.literal if mode == "literal" else decode.decode
     with contextlib.suppress(Enough):
-        decode.decode(net, prompts, how, watch=watch)
+        loop(net, prompts, how, watch=watch)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     return 1e3 * (marks[1] - marks[0]) / (per_block * blocks), peak
 
@@ -159,7 +162,7 @@ def main() -> None:
                 how = decode.Decoding(mask, (eos,), length, steps, args.block, early_exit=False, **switches)
                 low = floor(shape, how, rows, max(sizes) + length, rates, dtype.itemsize)
                 least = max(low["compute_ms"], low["memory_ms"])
-                ms, peak = measure(net, prompts, how, device, min(args.blocks, length // args.block - 1))
+                ms, peak = measure(net, prompts, how, mode, device, min(args.blocks, length // args.block - 1))
                 speed = 1e3 * rows * change.get("share", 1) / ms
                 record = {"T": length, "rows": rows, "mode": mode, "ms_per_step": ms, "floor_ms": least, **low}
                 records.append(record | {"ratio": ms / least, "tokens_per_s": speed, "peak_bytes": peak})

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ VARIANTS = {
     "compile": "each block's elementwise work fused by torch.compile",
     "plain_adamw": "AdamW not fused",
     "recomputation": "activations of every block computed again",
+    "trainer": "transformers' Trainer, PEFT's LoRA and LLaDA's published loss on the same model",
+    "trainer_recomputation": "the same with gradient_checkpointing, as it is usually run",
 }
 SCALES: dict[str, dict[str, Any]] = {
     "8b": {"accumulation": 4},
@@ -168,6 +172,74 @@ def measure(scale: str, variant: str, steps: int) -> dict[str, Any]:
     }
 
 
+def trainer(scale: str, variant: str, steps: int) -> dict[str, Any]:
+    """The reference: the same model, rows and noise through transformers' Trainer with PEFT. A process of its own."""
+    from peft.tuners.lora.layer import Linear
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from treediff.model.narrow import NarrowLinear
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    cfg = config(scale, variant)
+    rate = matrix_rate(device, 8192 if cuda else 256)
+    net = lora.add_lora(backbone(scale, device), cfg)
+    for module in net.modules():
+        if isinstance(module, NarrowLinear):
+            module.__class__ = Linear  # PEFT's own
+    size = plan.Size.of(net)
+    draw = torch.Generator().manual_seed(1)
+    rows = torch.randint(
+        0, SHAPES[scale]["embedding_size"] - 1, (steps * cfg.accumulation * 2 + 64, cfg.max_length), generator=draw
+    )
+    marks: list[float] = []
+
+    class Diffusion(Trainer):
+        def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], **_: Any) -> torch.Tensor:
+            ids = inputs["input_ids"]
+            p = (1 - 1e-3) * torch.rand(len(ids), 1, device=ids.device).expand(ids.shape) + 1e-3
+            masked = torch.rand(ids.shape, device=ids.device) < p
+            logits = model(input_ids=torch.where(masked, SHAPES[scale]["embedding_size"] - 1, ids)).logits
+            each = nn.functional.cross_entropy(logits[masked], ids[masked], reduction="none") / p[masked]
+            return each.sum() / ids.numel()
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step in (2, steps + 2):  # the first two warm up
+                _wait(device)
+                marks.append(time.perf_counter())
+                if cuda and len(marks) == 1:
+                    torch.cuda.reset_peak_memory_stats()
+
+    with tempfile.TemporaryDirectory() as scratch:
+        how = TrainingArguments(
+            scratch,
+            per_device_train_batch_size=cfg.micro_batch,
+            gradient_accumulation_steps=cfg.accumulation,
+            max_steps=steps + 2,
+            bf16=cuda,
+            gradient_checkpointing=variant == "trainer_recomputation",
+            use_cpu=not cuda,
+            report_to=[],
+            save_strategy="no",
+            logging_steps=1,
+            disable_tqdm=True,
+            remove_unused_columns=False,
+        )
+        runner = Diffusion(net, how, train_dataset=[{"input_ids": row} for row in rows], callbacks=[Clock()])
+        runner.train()
+    losses = [r["loss"] for r in runner.state.log_history if "loss" in r]
+    tokens = steps * cfg.accumulation * cfg.micro_batch * cfg.max_length / (marks[1] - marks[0])
+    return {
+        "tokens_per_s": round(tokens, 1),
+        "matrix_flops": rate,
+        "mfu": round(tokens * size.flops_per_token / rate, 4),
+        "peak_memory": torch.cuda.max_memory_allocated() if cuda else None,
+        "planned_memory": None,
+        "loss_is_finite": all(math.isfinite(value) for value in losses),
+    }
+
+
 def memory_shape(scale: str) -> memory.Shape:
     """The scale's shape as the plan knows it."""
     c = SHAPES[scale]
@@ -184,25 +256,30 @@ def main() -> None:
     parser.add_argument("--one", choices=[*VARIANTS], help="only measure this one here (used by this script)")
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(args.scale, args.one, args.steps)))
+        work = trainer if args.one.startswith("trainer") else measure
+        print(json.dumps(work(args.scale, args.one, args.steps)))
         return
     found: dict[str, Any] = {}
     for variant in args.variants.split(","):
         argv = [sys.executable, __file__, "--scale", args.scale, "--steps", str(args.steps), "--one", variant]
-        env = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        env["MASTER_PORT"] = str(launch.free_port())
+        env = dict(os.environ)
+        if not variant.startswith("trainer"):
+            env |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+            env["MASTER_PORT"] = str(launch.free_port())
         if not torch.cuda.is_available():
             env |= {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
         done = subprocess.run(argv, capture_output=True, text=True, env=env, check=False)
         if done.returncode:
-            found[variant] = {"failed": done.stderr.strip().splitlines()[-1]}
+            words = [line for line in done.stderr.strip().splitlines() if line.strip()]
+            found[variant] = {"failed": next((w for w in reversed(words) if "Error" in w), words[-1])}
             print(f"{variant:17} failed: {found[variant]['failed']}")
             continue
         found[variant] = r = json.loads(done.stdout.strip().splitlines()[-1])
         peak = f"{r['peak_memory'] / 1e9:.2f} GB" if r["peak_memory"] else "not measured"
+        planned = f" (planned {r['planned_memory'] / 1e9:.2f})" if r["planned_memory"] else ""
         print(
             f"{variant:17} {r['tokens_per_s']:10.1f} tokens/s  MFU {r['mfu']:6.1%} of {r['matrix_flops'] / 1e12:.1f} "
-            f"TFLOP/s  peak {peak} (planned {r['planned_memory'] / 1e9:.2f})  {VARIANTS[variant]}",
+            f"TFLOP/s  peak {peak}{planned}  {VARIANTS[variant]}",
             flush=True,
         )
     if args.out:

@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,16 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 @torch.no_grad()
-def literal(net: torch.nn.Module, prompts: Sequence[Sequence[int]], how: Decoding) -> Decoded:
+def literal(
+    net: torch.nn.Module,
+    prompts: Sequence[Sequence[int]],
+    how: Decoding,
+    watch: Callable[[torch.Tensor, float], None] = lambda ids, share: None,
+) -> Decoded:
     """LLaDA's published loop: logits of every position, softmax over the vocabulary in float64, topk, no early end."""
     x, seen = canvas(prompts, how.gen_length, how.mask_id)
+    device = forward.lm_head(net).weight.device
+    x, seen = x.to(device), None if seen is None else seen.to(device)
     if seen is not None:
         x[seen == 0] = how.ends[0]  # padding is no mask to fill
     start = x.shape[1] - how.gen_length
@@ -71,6 +78,7 @@ def literal(net: torch.nn.Module, prompts: Sequence[Sequence[int]], how: Decodin
             for row in range(x.shape[0]):
                 chosen = confidence[row].topk(counts[row][i]).indices
                 x[row, chosen] = x0[row, chosen]
+            watch(x, (block * steps + i + 1) / how.steps)
     none = torch.zeros(len(x))
     return Decoded(x[:, start:], none, none, none, none, how.steps)
 

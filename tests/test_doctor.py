@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ def test_the_paper_s_run_lacks_what_it_needs_and_the_exit_code_says_so(monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(doctor, "reached", lambda address: f"{address} does not answer")
     monkeypatch.setattr(doctor, "deepspeed", lambda cfg: [])
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**15))
     with pytest.raises(SystemExit, match=r"^1$"):
         cli.main(["doctor", "--preset", "paper", "--benchmark_files.mbpp", "/nowhere"])
     lines = capsys.readouterr().out.splitlines()
