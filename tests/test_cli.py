@@ -184,3 +184,8 @@ def test_a_hole_s_file_is_no_switch_s_value(line, file):
     cfg = cli.switches(args, extra)
     assert (str(args.file) if args.file else None) == file
     assert cfg.pretrain["max_steps"] == (8 if "max" in line else resolve("tiny").pretrain["max_steps"])
+
+
+def test_a_decoding_is_named_by_as_too():
+    args, extra = cli.parser("sample").parse_known_args(["sample", "--as", "fast", "--threshold", "0.9"])
+    assert cli.switches(args, extra).decoding == "fast"

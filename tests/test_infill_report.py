@@ -94,3 +94,12 @@ def test_runs_of_other_settings_and_stale_ledgers_are_refused(filled):
     path.write_text(path.read_text().replace('"x"', '"y"'))
     with pytest.raises(UserError, match="ledger of other completions"):
         infill.summary(cfg)
+
+
+def test_decodings_are_never_mixed(filled):
+    cfg, every = filled
+    fast = cfg.with_masking("ast").but(decoding="fast", threshold=0.9)
+    write(fast, every, set())
+    assert [set(e["runs"]) for e in infill.summary(cfg)] == [{"ast", "random"}]
+    (entry,) = infill.summary(fast)
+    assert (set(entry["runs"]), entry["rates"][0]["rate"]) == ({"ast"}, 0)

@@ -406,3 +406,26 @@ def test_rules_beyond_the_paper_s_are_reported_where_they_were_run(runs, quick):
     assert re.search(r"\| Whole names \| \d", (folder / "table2.md").read_text())
     pairs = read_json(folder / "comparisons.json")
     assert [r["difference"] for r in pairs if r["to"] == "identifier"] == [0.0]
+
+
+def test_two_decodings_are_told_apart_and_shown_side_by_side(runs, quick):
+    cfg = resolve("tiny", lengths=[64])
+    ledger(cfg, 12)
+    assert comparisons.decodings(cfg) == []
+    fast = cfg.but(decoding="fast", threshold=0.9)
+    ledger(fast, 9)
+    ledger(cfg.with_masking("random"), 10)
+    found = [r for r in comparisons.decodings(cfg) if r["benchmark"] == "Tiny+"]
+    got = [(r["strategy"], r["decoding"], r["passed"], r["switches"]) for r in found]
+    assert got == [("random", "", 10, {}), ("ast", "", 12, {}), ("ast", "fast", 9, {"threshold": 0.9})]
+    assert comparisons.decodings(fast) == comparisons.decodings(cfg)
+    benchmarks.write_tinycode(cfg)
+    page, other = report.write(cfg), report.write(fast)
+    assert (page.parent.name, other.parent.name) == ("report", "report-fast")
+    for path in (page, other):
+        assert "<td>threshold 0.9</td>" in path.read_text()
+    assert "decoding fast" not in page.read_text().partition("</header>")[0]
+    assert "decoding fast" in other.read_text().partition("</header>")[0]
+    assert [r.get("passed") for r in read_json(other.parent / "table1.json") if r["benchmark"] == "Tiny+"] == [
+        *(None, None, 9)
+    ]

@@ -160,6 +160,23 @@ def test_other_settings_are_refused(run):
         pipeline.sampled(run.but(threshold=0.9), "tinycode", 32)
 
 
+def test_two_decodings_of_one_run_stand_side_by_side(run):
+    exact = pipeline.scored(run, "tinycode", 32)
+    before = {p: p.read_bytes() for p in (samples_path(run, "tinycode", 32), exact)}
+    with pytest.raises(UserError, match="name these switches by --as"):
+        pipeline.sampled(run.but(threshold=0.9), "tinycode", 32)
+    fast = run.but(threshold=0.9, decoding="fast")
+    path = pipeline.scored(fast, "tinycode", 32)
+    assert path == exact.with_name("tinycode-T32-fast.json")
+    assert {p: p.read_bytes() for p in before} == before
+    assert json.loads(path.read_text())["settings"]["decoding"] == "fast"
+    assert "decoding" not in json.loads(exact.read_text())["settings"]
+    of = lines(samples_path(fast, "tinycode", 32))[0]["settings"]
+    assert (of["decoding"], of["threshold"]) == ("fast", 0.9)
+    with pytest.raises(UserError, match=r"sampled with threshold = 0\.9, not 0\.5"):  # one name, one set of switches
+        pipeline.sampled(fast.but(threshold=0.5), "tinycode", 32)
+
+
 def test_a_damaged_file_is_named(run):
     path = pipeline.sampled(run, "tinycode", 32)
     for damage in ("{", "[]", '{"task_id": 1}'):

@@ -176,6 +176,20 @@ def test_samples_and_ledgers_of_other_settings_are_refused(runs):
         study.collect(of)
 
 
+def test_studies_of_two_decodings_of_the_same_runs_stand_side_by_side(runs):
+    cfg = small(lengths=[64])
+    for decoding, shares in (("", (0.2, 0.8)), ("fast", (0.8, 0.2))):
+        of = Study(cfg.but(decoding=decoding, threshold=0.9 * bool(decoding)), arms(cfg, ["random", "ast"]), seeds=4)
+        all_made(of, dict(zip(("random", "ast"), shares, strict=True)))
+        study.write(of)
+    first, second = (study.load(cfg.preset_dir / name / "results.json") for name in ("study", "study-fast"))
+    assert (list(first["ledgers"]), list(second["ledgers"])) == (["tinycode-T64"], ["tinycode-T64-fast"])
+    assert not first["missing"]
+    assert not second["missing"]
+    signs = [study.analysed(r)["comparisons"][0]["difference"] > 0 for r in (first, second)]
+    assert signs == [True, False]
+
+
 def test_results_that_were_edited_or_cut_are_refused(runs):
     cfg = small(lengths=[64])
     of = Study(cfg, arms(cfg, ["random", "ast"]), seeds=2)

@@ -111,7 +111,8 @@ def add_switches(to: Parser, cfg: Config, *stages: str) -> None:
             paper = f"; paper: {switch.paper}" if switch.paper else ""
             text = f"{switch.help} [{cfg.preset}: {value}{paper}]".replace("%", "%%")
             text = text if stage in stages else argparse.SUPPRESS
-            group.add_argument(f"--{switch.name}", metavar=switch.takes, default=argparse.SUPPRESS, help=text)
+            options = [f"--{switch.name}", *(["--as"] if switch.name == "decoding" else [])]
+            group.add_argument(*options, metavar=switch.takes, default=argparse.SUPPRESS, help=text)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -354,7 +355,7 @@ def study(args: argparse.Namespace, cfg: Config) -> None:
         return
     facts = jobs.collect(chosen) if args.collect else jobs.run(chosen, args.at_once)
     print(facts["answer"])
-    print(cfg.preset_dir / "study" / "study.md", file=sys.stderr)
+    print(cfg.preset_dir / cfg.named("study") / "study.md", file=sys.stderr)
     for missing in facts["missing"]:
         logging.warning("missing: %s: %s", missing["run"], missing["why"])
     if facts["missing"] and not args.collect:

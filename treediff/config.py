@@ -263,6 +263,12 @@ class Config(BaseModel):
     benchmark_files: Entries[str, str] = switch(
         {}, "sample", "files of benchmarks by name, as EvalPlus packs them; one not named is downloaded by EvalPlus"
     )
+    decoding: str = switch(
+        "",
+        "run",
+        "also `--as`: a name for these sampling switches; samples and ledgers that carry it stand beside others",
+        pattern="^[a-z0-9_]*$",
+    )
     lengths: Items[Annotated[int, Field(ge=1)]] = switch(
         [256, 512], "run", "T: generated tokens = denoising steps", "4.1", min_length=1
     )
@@ -422,6 +428,10 @@ class Config(BaseModel):
             return self.preset_dir / f"model-{re.sub('[^A-Za-z0-9._-]+', '-', self.model).strip('-.')}-seed{self.seed}"
         variant = f"-{self.variant}" if self.variant else ""
         return self.preset_dir / f"{self.masking}{variant}-seed{self.seed}"
+
+    def named(self, stem: str) -> str:
+        """What samples, ledgers and reports are called: `stem`, or <stem>-<decoding>."""
+        return f"{stem}-{self.decoding}" if self.decoding else stem
 
     @property
     def rows_per_step(self) -> int:

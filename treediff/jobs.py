@@ -252,7 +252,7 @@ def run(study: Study, at_once: int = 0) -> dict[str, Any]:
     A run that fails does not stop the others: `missing` names it. Raises UserError if another study runs in this
     folder, if a run that is there was made with other switches, or if an earlier results.json was edited.
     """
-    folder = study.cfg.preset_dir / "study"
+    folder = study.cfg.preset_dir / study.cfg.named("study")
     with _alone(folder):
         if (folder / "results.json").exists():
             results.load(folder / "results.json")

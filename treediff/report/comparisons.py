@@ -39,7 +39,7 @@ def autoregressive_table(cfg: Config) -> Table | None:
     for path in sorted(cfg.preset_dir.glob("model-*/scores/*.json")):
         ledger = read_ledger(path, cfg.verdicts)
         made = next(iter(read_jsonl(path.parents[1] / "samples" / f"{path.stem}.jsonl")))["settings"]
-        how = ", ".join(str(made[k]) for k in ("prompt_style", "think", "extract"))
+        how = ", ".join(str(made[k]) for k in ("prompt_style", "think", "extract", "decoding") if k in made)
         for part, name in zip(("base", "plus"), HALVES[ledger["benchmark"]], strict=True):
             rows.append([made["model"], name, made["T"], how, rate(counted(ledger, part))])
     head = ["model", "benchmark", "longest answer", "prompt, think, extract", "pass@1 [%]"]
@@ -98,6 +98,32 @@ def all_seeds(cfg: Config) -> dict[Key, Runs]:
         _same_settings(key, runs)
         out[key] = runs
     return out
+
+
+def decodings(cfg: Config) -> list[dict[str, Any]]:
+    """The runs of this seed under every name of sampling switches (`decoding`) that has a ledger, side by side.
+
+    One record per strategy, benchmark, T, name and tests: the rate, and the `switches` that differ from those of the
+    first name there. Empty as long as there is one name.
+    """
+    out = []
+    for strategy in ROWS:
+        run = cfg.with_masking(strategy)
+        found = (_LEDGER.fullmatch(path.stem) for path in (run.run_dir / "scores").glob("*-T*.json"))
+        for key, decoding in sorted(((m[1], int(m[2])), m[3] or "") for m in found if m and m[1] in cfg.benchmarks):
+            named = run.but(decoding=decoding)
+            ledger = _read(named, key)
+            made = next(iter(read_jsonl(samples_path(named, *key))))["settings"]
+            like = next((r["made"] for r in out if (r["strategy"], r["key"]) == (strategy, key)), made)
+            head = {"strategy": strategy, "key": key, "T": key[1], "decoding": named.decoding, "made": made}
+            head["switches"] = {k: v for k, v in made.items() if k != "decoding" and v != like.get(k)}
+            for part, name in zip(("base", "plus"), HALVES[key[0]], strict=True):
+                out.append(head | {"benchmark": name} | counted(ledger, part))
+    several = len({r["decoding"] for r in out}) > 1
+    return [{k: v for k, v in r.items() if k not in ("key", "made")} for r in out if several]
+
+
+_LEDGER = re.compile(r"([a-z]+)-T(\d+)(?:-([a-z0-9_]+))?")
 
 
 def _keys(cfg: Config) -> list[Key]:
@@ -349,6 +375,19 @@ def comparisons_table(records: list[dict[str, Any]]) -> Table:
         for r in records
     ]
     return Table([*head, "its Holm"], rows, "Ours, one run each; exact test over tasks: compares these two models")
+
+
+def decodings_table(records: list[dict[str, Any]]) -> Table | None:
+    """`decodings`, a row each; None without records."""
+    rows = [
+        [
+            *(STRATEGIES[r["strategy"]].title, r["benchmark"], r["T"], r["decoding"] or "(no name)", rate(r)),
+            ", ".join(f"{k} {v}" for k, v in r["switches"].items()),
+        ]
+        for r in records
+    ]
+    head = ["", "tests", "T", "decoding", "pass@1 [%]", "switches that differ from the first"]
+    return Table(head, rows, "One run under several decodings") if rows else None
 
 
 def pooled_table(records: list[dict[str, Any]]) -> Table:

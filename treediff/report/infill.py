@@ -54,8 +54,8 @@ def summary(cfg: Config) -> list[dict[str, Any]]:
 
 def _lengths(cfg: Config, hole_set: str) -> list[str]:
     """The hole lengths at which some run filled this set: the oracle first, then numbers, then search."""
-    paths = cfg.preset_dir.glob(f"*-seed*/scores/{hole_set}-{cfg.tier}-H*.json")
-    found = {m[1] for p in paths if (m := re.search(r"-H(oracle|search|\d+)\.json$", p.name))}
+    ledger = re.compile(cfg.named(rf"{hole_set}-{cfg.tier}-H(oracle|search|\d+)"))
+    found = {m[1] for p in cfg.preset_dir.glob("*-seed*/scores/*.json") if (m := ledger.fullmatch(p.stem))}
     return sorted(found, key=lambda x: (x != "oracle", x == "search", int(x) if x.isdigit() else 0))
 
 

@@ -166,7 +166,7 @@ def write(cfg: Config) -> Path:
 
     What is missing shows as missing. Raises UserError, and writes nothing, if runs cannot be compared.
     """
-    folder, found = cfg.preset_dir / "report", ledgers(cfg)
+    folder, found = cfg.preset_dir / cfg.named("report"), ledgers(cfg)
     rates = {"table1": pass_rates(cfg, IN_TABLE[1]), "table2": pass_rates(cfg, shown(cfg, MASKINGS))}
     models = comparisons.autoregressive_table(cfg)
     records, many = comparisons.findings(cfg), study.summary(cfg)
@@ -175,6 +175,7 @@ def write(cfg: Config) -> Path:
         "pooled": comparisons.pooled(cfg),
         "seed_rates": comparisons.seed_rates(cfg),
         "pass_at_k": pass_at_k(cfg, ROWS),
+        "decodings": comparisons.decodings(cfg),
         "paper": {"printed": paper.checked(), "misprints": paper.misprints(), "comparisons": paper.claims()},
         "power": stats.power_table(),
         "deviations": deviations(cfg),
@@ -203,7 +204,7 @@ def write(cfg: Config) -> Path:
     _write_text(folder / "pairs.json", json.dumps(pairs, indent=1) + "\n")
     _write_text(folder / "pairs.md", page.pairs_markdown(pairs))
     summary = {
-        "title": f"preset {cfg.preset}, seed {cfg.seed}",
+        "title": f"preset {cfg.preset}, seed {cfg.seed}" + (f", decoding {cfg.decoding}" if cfg.decoding else ""),
         "answer": many["answer"] if many else comparisons.answer(records),
         "study": study.tables(many) if many else [],
         "lead": [*lead(cfg, records), paper.claims_summary(facts["paper"]["comparisons"]).rpartition(". ")[2]],
@@ -214,6 +215,7 @@ def write(cfg: Config) -> Path:
         ],
         "models": models,
         "pass_at": pass_at_table(facts["pass_at_k"]),
+        "decodings": comparisons.decodings_table(facts["decodings"]),
         "halves": halves_table(cfg, shown(cfg, ("none", *MASKINGS))) if found else None,
         "comparisons": comparisons.comparisons_table(facts["comparisons"]),
         "pooled": facts["pooled"] and comparisons.pooled_table(facts["pooled"]),
@@ -269,7 +271,7 @@ def deviations(cfg: Config) -> list[dict[str, Any]]:
     runs = [s for s in MASKINGS if (cfg.with_masking(s).run_dir / "config.json").exists()]
     made = {STRATEGIES[s].title: _made(cfg.with_masking(s)) for s in runs} or {"": cfg.as_dict()}
     out = []
-    for name in (n for n in SWITCHES if n not in ("preset", "masking", "seed")):
+    for name in (n for n in SWITCHES if n not in ("preset", "masking", "seed", "decoding")):
         values = {who: switches[name] for who, switches in made.items() if name in switches}
         distinct = list({json.dumps(v): v for v in values.values()}.values())
         if distinct and distinct != [printed[name]]:

@@ -187,7 +187,7 @@ def arms(
 # --- what was run --------------------------------------------------------------------------------------------------
 def ledgers(cfg: Config) -> dict[str, Path]:
     """The ledgers that a run of the study has, by name, whether they are there or not."""
-    found = {f"{b}-T{t}": ledger_path(cfg, b, t) for b in cfg.benchmarks for t in cfg.lengths}
+    found = {sampling.name(cfg, b, t): ledger_path(cfg, b, t) for b in cfg.benchmarks for t in cfg.lengths}
     return found | ({NODES: restore.ledger_path(cfg)} if cfg.data in stdlib.SOURCES else {})
 
 
@@ -308,8 +308,8 @@ def _as_made(cfg: Config) -> Config:
 
 
 def _key(name: str) -> tuple[str, int]:
-    benchmark, _, length = name.rpartition("-T")
-    return benchmark, int(length)
+    benchmark, _, length = name.partition("-T")
+    return benchmark, int(length.partition("-")[0])  # behind it, the name of the sampling switches
 
 
 def _verdicts(cfg: Config, name: str, ledger: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -560,7 +560,7 @@ def summary(cfg: Config) -> dict[str, Any] | None:
 
     None if there was no study. Raises UserError if results.json was edited or cut.
     """
-    folder = cfg.preset_dir / "study"
+    folder = cfg.preset_dir / cfg.named("study")
     if not (folder / "results.json").exists():
         return None
     results = load(folder / "results.json")
@@ -649,8 +649,8 @@ def markdown(results: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
 
 # --- writing -------------------------------------------------------------------------------------------------------
 def write(study: Study, why: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Write runs/<preset>/study/ from the runs that are finished; the facts of `analysed`."""
-    folder = study.cfg.preset_dir / "study"
+    """Write runs/<preset>/study[-<decoding>]/ from the runs that are finished; the facts of `analysed`."""
+    folder = study.cfg.preset_dir / study.cfg.named("study")
     results = collect(study, why)
     facts = analysed(results)
     write_json(folder / "results.json", results)
@@ -663,8 +663,8 @@ def write(study: Study, why: Mapping[str, str] | None = None) -> dict[str, Any]:
 
 def publish(cfg: Config, folder: Path) -> Path:
     """Write this preset's results, compressed, to `folder`, and study.md and the figures of all that lie there."""
-    results = load(cfg.preset_dir / "study" / "results.json")
-    with whole(folder / f"study-{cfg.preset}.json.gz") as temporary:
+    results = load(cfg.preset_dir / cfg.named("study") / "results.json")
+    with whole(folder / f"{cfg.named(f'study-{cfg.preset}')}.json.gz") as temporary:
         temporary.write_bytes(gzip.compress(json.dumps(results).encode(), mtime=0))
     parts = ["# The study: results", "", "Written by `treediff study --publish` from the compressed results beside it."]
     parts += ["The plan, committed before the runs: [../study.md](../study.md).", ""]
@@ -673,7 +673,8 @@ def publish(cfg: Config, folder: Path) -> Path:
         facts = analysed(found)
         name = path.name.removesuffix(".json.gz")
         plots.save(figure(facts), folder / f"{name}.png")
-        parts += [f"## Preset {found['study']['preset']}", "", markdown(found, facts)]
+        title, decoding = f"## Preset {found['study']['preset']}", found["study"]["switches"].get("decoding")
+        parts += [f"{title}, decoding {decoding}" if decoding else title, "", markdown(found, facts)]
         parts += [f"![each run a point, and the pooled differences]({name}.png)", ""]
     with whole(folder / "study.md") as temporary:
         temporary.write_text("\n".join(parts), encoding="utf-8")

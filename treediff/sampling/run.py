@@ -42,13 +42,14 @@ log = logging.getLogger(__name__)
 
 
 def samples_path(cfg: Config, benchmark: str, length: int | None) -> Path:
-    """runs/<preset>/<run>/samples/<benchmark>-T<length>.jsonl, or <hole set>-<tier>-H<hole_length>.jsonl."""
+    """runs/<preset>/<run>/samples/<benchmark>-T<length>.jsonl, or <hole set>-<tier>-H<hole_length>.jsonl: `name`."""
     return cfg.run_dir / "samples" / f"{name(cfg, benchmark, length)}.jsonl"
 
 
 def name(cfg: Config, benchmark: str, length: int | None) -> str:
-    """What samples and ledger of a benchmark and T are called, or of a hole set at the run's `hole_length`."""
-    return f"{benchmark}-T{length}" if length is not None else f"{benchmark}-{cfg.tier}-H{cfg.hole_length}"
+    """What samples and ledger of a benchmark and T are called, or of a hole set at the run's `hole_length`; behind it
+    the name of the sampling switches (`decoding`), if they have one."""
+    return cfg.named(f"{benchmark}-T{length}" if length is not None else f"{benchmark}-{cfg.tier}-H{cfg.hole_length}")
 
 
 _SETTINGS = (
@@ -66,9 +67,10 @@ _HOLE_SETTINGS = (
 
 def settings(cfg: Config, length: int | None) -> dict[str, Any]:
     """What is written into every sample, so that two harnesses' numbers can be told apart."""
+    named = {"decoding": cfg.decoding} if cfg.decoding else {}
     if length is None:
-        return {n: getattr(cfg, n) for n in _HOLE_SETTINGS}
-    return {"T": length, **{n: getattr(cfg, n) for n in _SETTINGS}}
+        return {**named, **{n: getattr(cfg, n) for n in _HOLE_SETTINGS}}
+    return {"T": length, **named, **{n: getattr(cfg, n) for n in _SETTINGS}}
 
 
 def _wanted(cfg: Config, benchmark: str, length: int | None) -> list[tuple[str, int]]:
@@ -263,7 +265,7 @@ def _made(path: Path, mine: dict[str, Any]) -> dict[tuple[str, int], bytes]:
                 name = next(n for n in {**mine, **theirs} if mine.get(n) != theirs.get(n))
                 raise UserError(
                     f"{source}: sampled with {name} = {theirs.get(name)!r}, not {mine.get(name)!r}; "
-                    f"give {name} that value, or delete the file."
+                    f"give {name} that value, name these switches by --as, or delete the file."
                 )
             found.setdefault((record["task_id"], record.get("sample", 0)), line)
     return found

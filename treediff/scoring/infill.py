@@ -55,10 +55,12 @@ def judge(cfg: Config, hole_set: str, samples: Path, out: Path) -> dict[str, Any
         tasks = {row["task_id"] for row in read_jsonl(samples)}
         data = benchmarks.benchmark_file(cfg, benchmark)
         limit_to = [task for task in wanted if task in tasks]  # a program without a node of the tier has no hole
-        return scoring.score(benchmark, data, samples, out, workers=cfg.workers, limit_to=limit_to)
+        how = {"workers": cfg.workers, "limit_to": limit_to, "decoding": cfg.decoding}
+        return scoring.score(benchmark, data, samples, out, **how)
     by_key = numbered(holes.load(cfg, hole_set))
     programs = {(r["task_id"], r.get("sample", 0)): r["solution"] for r in read_jsonl(samples)}
     rules = {"python": ".".join(map(str, sys.version_info[:3])), "seconds": SECONDS, "memory_bytes": MEMORY}
+    rules |= {"decoding": cfg.decoding} if cfg.decoding else {}
     settings = {"samples_sha256": hashlib.sha256(samples.read_bytes()).hexdigest(), "holes": len(by_key), **rules}
     if out.exists() and read_json(out).get("settings") == settings:
         return read_json(out)

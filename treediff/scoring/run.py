@@ -9,14 +9,14 @@ from treediff.config import Config
 from treediff.data import benchmarks
 from treediff.errors import UserError
 from treediff.files import read_json
-from treediff.sampling.run import samples_path
+from treediff.sampling.run import name, samples_path
 from treediff.scoring import departures
 from treediff.scoring import score as scoring
 
 
 def ledger_path(cfg: Config, benchmark: str, length: int) -> Path:
-    """runs/<preset>/<run>/scores/<benchmark>-T<length>.json."""
-    return cfg.run_dir / "scores" / f"{benchmark}-T{length}.json"
+    """runs/<preset>/<run>/scores/<benchmark>-T<length>[-<decoding>].json."""
+    return cfg.run_dir / "scores" / f"{name(cfg, benchmark, length)}.json"
 
 
 def score(cfg: Config, benchmark: str, length: int) -> Path:
@@ -24,7 +24,7 @@ def score(cfg: Config, benchmark: str, length: int) -> Path:
     out = ledger_path(cfg, benchmark, length)
     wanted = list(benchmarks.benchmark_problems(cfg, benchmark))
     data, samples = benchmarks.benchmark_file(cfg, benchmark), samples_path(cfg, benchmark, length)
-    scoring.score(benchmark, data, samples, out, workers=cfg.workers, limit_to=wanted)
+    scoring.score(benchmark, data, samples, out, workers=cfg.workers, limit_to=wanted, decoding=cfg.decoding)
     return out
 
 
