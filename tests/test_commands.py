@@ -26,7 +26,7 @@ def commands() -> list[tuple[str, str]]:
         lines += [" ".join(x.split()) for x in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))]
         for line in lines:
             for part in re.split(r"\s#\s|&&|&$", line):
-                if re.match(r"(treediff|make|papermill|python) \S", part.strip()):
+                if re.match(r"(treediff|make|papermill|python|sbatch) \S", part.strip()):
                     found.append((page.relative_to(ROOT).as_posix(), part.strip()))
     return sorted(set(found))
 
@@ -61,6 +61,21 @@ def test_a_command_of_treediff_is_understood_and_its_switches_are_right(page, co
     cfg = cli.switches(args, extra)
     if given[0] == "train":
         assert plan.plan(cfg)["steps"] > 0
+
+
+@pytest.mark.parametrize(("page", "command"), [c for c in COMMANDS if c[1].startswith("sbatch ")])
+def test_a_batch_script_is_there_and_takes_the_switches(page, command):
+    given = shlex.split(command)
+    at = next(i for i, word in enumerate(given) if word.startswith("slurm/"))
+    script = ROOT / given[at]
+    assert script.is_file()
+    assert all(word.startswith("--") and "=" in word for word in given[1:at])
+    behind = given[at + 1 :][2 if script.stem == "score" else 0 :]
+    args, extra = cli.parser(script.stem, "paper").parse_known_args([script.stem, *cli.underscored(behind)])
+    cfg = cli.switches(args, extra)
+    if script.stem == "train":  # what the script adds
+        nodes = int(next((w.partition("=")[2] for w in given[:at] if w.startswith("--nodes=")), 1))
+        assert cfg.but(processes=8 * nodes, nodes=nodes, master_port=1).rows_per_step == 128
 
 
 @pytest.mark.parametrize(("page", "command"), [c for c in COMMANDS if c[1].startswith("make ")])

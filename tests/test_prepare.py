@@ -461,3 +461,25 @@ def test_the_fingerprint_covers_all_that_the_data_set_depends_on_and_nothing_els
     for run in (few, more):
         pipeline.tokenizer(run)
     assert prepare.data_fingerprint(few) != prepare.data_fingerprint(more)
+
+
+def test_shares_made_apart_and_at_once_are_the_data_set_made_in_one_call(tok, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "PART_BYTES", 400)
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps(row(GOOD.replace("a + b", f"a - {i}"))) + "\n" for i in range(40)))
+    cfg = switches_of(path, tok, workers=1, rows=30)
+    whole = prepare.prepare(cfg, tmp_path / "whole")
+    for out in (None, tmp_path / "shared"):
+        with ThreadPoolExecutor() as pool:
+            made = set(pool.map(lambda k, out=out: prepare.encode_share(cfg, k, 3, out), range(3)))
+        assert len(made) == 1
+        assert len(list(made.pop().glob("*.arrow"))) > 6
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare, "encode_part", lambda *_: pytest.fail("a part was made twice"))
+            data = prepare.prepare(cfg, out)
+        assert data["uid"][:].tolist() == whole["uid"][:].tolist()
+        assert all((a == b).all() for a, b in zip(data["input_ids"], whole["input_ids"], strict=True))
+    with pytest.raises(UserError, match="share: 3/3 is none of 0/3 to 2/3"):
+        prepare.encode_share(cfg, 3, 3)
+    with pytest.raises(UserError, match="choice: `first` reads no further"):
+        prepare.encode_share(cfg.but(choice="first"), 0, 3)

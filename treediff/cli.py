@@ -55,6 +55,7 @@ def parser(chosen: str | None = None, preset: str | None = None) -> Parser:
     # Data and a tokenizer are given, so the paper's lengths apply.
     sub = command("prepare", "encode a data set and report how many rows were dropped for which reason", "paper")
     sub.add_argument("--out", type=Path, help="folder of the data set; without it, under runs/<preset>/data")
+    sub.add_argument("--share", metavar="K/N", help="encode only share K of N, from 0: several machines, one folder")
     sub = command("train", "train one run, and the backbone and data that it needs")
     sub.add_argument("--plan", action="store_true", help="only say what it would take: steps, hours, memory, disk")
     sub = command("export", "write a trained run's model, adapter merged, in LLaDA's own checkpoint format")
@@ -212,6 +213,12 @@ def prepare(args: argparse.Namespace, cfg: Config) -> None:
     from treediff import pipeline
     from treediff.data import prepare
 
+    if args.share:
+        number, slash, of = args.share.partition("/")
+        if not (slash and number.isdecimal() and of.isdecimal()):
+            raise UserError(f"--share: {args.share!r} is not K/N, such as 0/16.")
+        print(pipeline.share_prepared(cfg, int(number), int(of), args.out))
+        return
     print(json.dumps(pipeline.statistics(cfg, args.out), indent=1))
     folder = args.out or prepare.data_folder(cfg)
     print(f"{folder}: open it with datasets.load_from_disk.", file=sys.stderr)
@@ -328,9 +335,8 @@ def score(args: argparse.Namespace, cfg: Config) -> None:
             print(line)
         return
     pipeline.all_sampled(cfg)
-    for benchmark in cfg.benchmarks:
-        for length in cfg.lengths:
-            print(pipeline.scored(cfg, benchmark, length))
+    for benchmark, length in cfg.jobs:
+        print(pipeline.scored(cfg, benchmark, length))
     if cfg.data in stdlib.SOURCES:
         path = pipeline.restored(cfg)
         for tier, found in restore.shares(read_json(path)).items():

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_o
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from treediff.errors import UserError
+from treediff.protocols import OURS, PROTOCOLS
 from treediff.strategies import STRATEGIES
 
 HOLE_SETS = ("ast", "single-line", "multi-line", "random-span", "random-span-light")
@@ -269,6 +270,11 @@ class Config(BaseModel):
         "also `--as`: a name for these sampling switches; samples and ledgers that carry it stand beside others",
         pattern="^[a-z0-9_]*$",
     )
+    protocol: Literal["none", *PROTOCOLS] = switch(
+        "none",
+        "run",
+        "a published evaluation (docs/protocols.md): sets its switches for each benchmark and refuses other values",
+    )
     lengths: Items[Annotated[int, Field(ge=1)]] = switch(
         [256, 512], "run", "T: generated tokens = denoising steps", "4.1", min_length=1
     )
@@ -400,6 +406,17 @@ class Config(BaseModel):
                 "muon needs whole matrices, which ZeRO splits: set zero_stage to 0",
             ),
             (
+                self.decoding not in PROTOCOLS,
+                "decoding",
+                f"{self.decoding} is a protocol; give --protocol {self.decoding}, or another name",
+            ),
+            (
+                self.protocol == "none" or not self.decoding,
+                "decoding",
+                "a protocol names its switches itself; leave this name off",
+            ),
+            *self._pinned(),
+            (
                 not self.pretrain.keys() & _OF_THE_RUN,
                 "pretrain",
                 "must not hold preset, masking, seed, variant, backbone_seed or pretrain",
@@ -414,6 +431,39 @@ class Config(BaseModel):
                 raise UserError(f"pretrain.{e}") from None
             self.pretrain.update({name: getattr(made, name) for name in self.pretrain})
         return self
+
+    def _pinned(self) -> Iterator[tuple[bool, str, str]]:
+        """What does not agree with the protocol, as `_agree` has it."""
+        if self.protocol == "none":
+            return
+        protocol, what = PROTOCOLS[self.protocol], f"protocol {self.protocol}"
+        other = [b for b in self.benchmarks if b not in protocol.benchmarks]
+        yield not other, "benchmarks", f"{what} is for {', '.join(protocol.benchmarks)}, not {', '.join(other)}"
+        records = [protocol.switches(b) for b in self.benchmarks]
+        for name in OURS if records else ():
+            mine, theirs = getattr(self, name), [r[name] for r in records]
+            ok = mine in theirs if name != "lengths" else any(set(mine) <= set(t) for t in theirs)
+            yield ok, name, f"{what} has {' or '.join(map(str, dict.fromkeys(map(str, theirs))))}, not {mine}"
+
+    # --- what is sampled -------------------------------------------------------------------------------------
+    def of(self, benchmark: str) -> Config:
+        """The switches under which one benchmark is sampled: a protocol may have its own for each."""
+        if self.protocol == "none":
+            return self
+        pinned = PROTOCOLS[self.protocol].switches(benchmark)
+        lengths = [t for t in self.lengths if t in pinned["lengths"]] or pinned["lengths"]
+        return self.but(benchmarks=[benchmark], **{**pinned, "lengths": lengths})
+
+    @property
+    def jobs(self) -> list[tuple[str, int]]:
+        """Every benchmark with every T that it is sampled at."""
+        return [(benchmark, length) for benchmark in self.benchmarks for length in self.of(benchmark).lengths]
+
+    @property
+    def label(self) -> dict[str, str]:
+        """What samples and ledgers say of their sampling switches' name: `protocol` or `decoding`, or nothing."""
+        names = {"protocol": self.protocol.removeprefix("none"), "decoding": self.decoding}
+        return {k: v for k, v in names.items() if v}
 
     # --- where things lie ------------------------------------------------------------------------------------
     @property
@@ -430,8 +480,8 @@ class Config(BaseModel):
         return self.preset_dir / f"{self.masking}{variant}-seed{self.seed}"
 
     def named(self, stem: str) -> str:
-        """What samples, ledgers and reports are called: `stem`, or <stem>-<decoding>."""
-        return f"{stem}-{self.decoding}" if self.decoding else stem
+        """What samples, ledgers and reports are called: `stem`, or <stem>-<protocol or decoding>."""
+        return "-".join([stem, *self.label.values()])
 
     @property
     def rows_per_step(self) -> int:
@@ -611,6 +661,9 @@ def resolve(preset: str = "tiny", **switches: Any) -> Config:
     if preset not in PRESETS:
         raise UserError(f"preset: there is no {preset!r}; choose one of {', '.join(PRESETS)}.")
     values = {**PRESETS[preset], "preset": preset}
+    if switches.get("protocol") in PROTOCOLS:
+        benchmarks = _items(switches.get("benchmarks", values.get("benchmarks", SWITCHES["benchmarks"].default)))
+        values |= PROTOCOLS[switches["protocol"]].switches(benchmarks[0] if benchmarks else "")
     for name, value in switches.items():
         default = known(name, SWITCHES) and SWITCHES[name].default
         if isinstance(default, dict) and isinstance(value := _json(value), Mapping):

@@ -228,12 +228,11 @@ def _planned(cfg: Config, speed: float) -> float:
     """Seconds of training and sampling by their FLOPs, and a minute for starting and scoring."""
     p = planning.plan(cfg)
     sampled = 0.0
-    for benchmark in cfg.benchmarks:
+    for benchmark, length in cfg.jobs:
         problems = cfg.limit or (TASKS | {"tinycode": 600}).get(benchmark, 500)
-        for length in cfg.lengths:
-            window = cfg.block_length if cfg.cache == "dual" else min(cfg.max_length, 2 * length)
-            steps = length / cfg.tokens_per_step
-            sampled += problems * cfg.samples_per_task * steps * window * 2.0 * p["parameters"]
+        window = cfg.of(benchmark).block_length if cfg.cache == "dual" else min(cfg.max_length, 2 * length)
+        steps = length / cfg.tokens_per_step
+        sampled += problems * cfg.samples_per_task * steps * window * 2.0 * p["parameters"]
     if results.NODES in results.ledgers(cfg):  # some three forward passes a node
         sampled += 4 * restore.PER_TIER * 3 * cfg.max_length * 2.0 * p["parameters"]
     trained = 0.0 if cfg.masking == "none" and cfg.backbone != "pretrain" else p["flops"] + p["recomputation"]
@@ -425,10 +424,9 @@ def _timed(cfg: Config, stage: str, what: Callable[[], Any]) -> None:
 def make(cfg: Config) -> None:
     """All stages of one run; what is there is kept."""
     _timed(cfg, "train", lambda: pipeline.trained(cfg))
-    for benchmark in cfg.benchmarks:
-        for length in cfg.lengths:
-            _timed(cfg, "sample", lambda b=benchmark, t=length: pipeline.sampled(cfg, b, t))
-            _timed(cfg, "score", lambda b=benchmark, t=length: pipeline.scored(cfg, b, t))
+    for benchmark, length in cfg.jobs:
+        _timed(cfg, "sample", lambda b=benchmark, t=length: pipeline.sampled(cfg, b, t))
+        _timed(cfg, "score", lambda b=benchmark, t=length: pipeline.scored(cfg, b, t))
     if results.NODES in results.ledgers(cfg):
         _timed(cfg, "score", lambda: pipeline.restored(cfg))
 

@@ -8,6 +8,7 @@ what was killed goes on. Commands and notebooks call the stages through here.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,6 +42,12 @@ def prepared(cfg: Config, out: Path | None = None) -> datasets.Dataset:
     return prepare.prepare(cfg, out)
 
 
+def share_prepared(cfg: Config, number: int, of: int, out: Path | None = None) -> Path:
+    """A share of that data set's parts, which `prepared` puts together when all are there; their folder."""
+    sources.train_tokenizer(cfg)
+    return prepare.encode_share(cfg, number, of, out)
+
+
 def statistics(cfg: Config, out: Path | None = None) -> dict[str, Any]:
     """What is known of that data set (prepare.stats), and how far the rules reach on it (reach.reach)."""
     data = prepared(cfg, out)
@@ -70,11 +77,12 @@ def trained(cfg: Config) -> Path:
 
 def sampled(cfg: Config, benchmark: str, length: int) -> Path:
     """The run's samples of a benchmark with `length` tokens each."""
-    return all_sampled(cfg.but(benchmarks=[benchmark], lengths=[length]))[benchmark, length]
+    return all_sampled(cfg.of(benchmark).but(benchmarks=[benchmark], lengths=[length]))[benchmark, length]
 
 
 def all_sampled(cfg: Config) -> dict[tuple[str, int], Path]:
-    """The run's samples of all its benchmarks and lengths, for which the model is loaded once.
+    """The run's samples of all its benchmarks and lengths, for which the model is loaded once (under a protocol that
+    has other switches for each benchmark, once for each).
 
     A process of a launcher (torchrun) never trains.
     """
@@ -82,20 +90,28 @@ def all_sampled(cfg: Config) -> dict[tuple[str, int], Path]:
         benchmarks.write_tinycode(cfg)
     if not cfg.model and int(os.environ.get("WORLD_SIZE", 1)) == 1:
         trained(cfg)
-    jobs = [(benchmark, length) for benchmark in cfg.benchmarks for length in cfg.lengths]
-    return dict(zip(jobs, sampling.sample_all(cfg, jobs), strict=True))
+    together: dict[str, tuple[Config, list[tuple[str, int]]]] = {}
+    for benchmark, length in cfg.jobs:
+        of = cfg.of(benchmark)
+        alike = json.dumps({**of.as_dict(), "benchmarks": None, "lengths": None})
+        together.setdefault(alike, (of, []))[1].append((benchmark, length))
+    return {
+        job: path
+        for of, jobs in together.values()
+        for job, path in zip(jobs, sampling.sample_all(of, jobs), strict=True)
+    }
 
 
 def scored(cfg: Config, benchmark: str, length: int) -> Path:
     """The ledger of those samples."""
     sampled(cfg, benchmark, length)
-    return scoring.score(cfg, benchmark, length)
+    return scoring.score(cfg.of(benchmark), benchmark, length)
 
 
 def all_scored(cfg: Config, strategies: Iterable[str]) -> list[Path]:
     """The ledgers of these strategies' runs beside `cfg`, on all its benchmarks and lengths."""
     runs = [cfg.with_masking(s) for s in strategies]
-    return [scored(run, benchmark, length) for run in runs for benchmark in cfg.benchmarks for length in cfg.lengths]
+    return [scored(run, benchmark, length) for run in runs for benchmark, length in cfg.jobs]
 
 
 def infilled(cfg: Config, hole_set: str) -> Path:

@@ -73,6 +73,35 @@ def prepare(cfg: Config, out: Path | None = None) -> datasets.Dataset:
     return load(cfg, out)
 
 
+def encode_share(cfg: Config, number: int, of: int, out: Path | None = None) -> Path:
+    """Encode the chunks `number`, `number` + `of`, ... alone, as one of `of` calls on any machines that share the
+    folder; `prepare` then takes over the parts of all. The folder of the parts.
+
+    Raises UserError if there is no such share, or if the choice of rows reads only their beginning.
+    """
+    if not 0 <= number < of:
+        raise UserError(f"share: {number}/{of} is none of 0/{of} to {of - 1}/{of}.")
+    if cfg.choice == "first" and cfg.rows:
+        raise UserError("choice: `first` reads no further than its rows; prepare them in one call, without --share.")
+    parts = _parts(cfg, Path(out or data_folder(cfg)), out is None)
+    cfg = cfg.but(tokenizer=sources.tokenizer_folder(cfg))
+
+    def jobs() -> Iterator[tuple[Any, ...]]:
+        for i, rows in enumerate(_chunks(cfg)):
+            if i % of == number and not _part(parts, i).exists():
+                yield cfg, _part(parts, i), rows
+
+    parts.mkdir(parents=True, exist_ok=True)
+    with (
+        _alone(parts.with_name(f"{parts.name}-{number}")),
+        progress.bar(desc=f"prepare {number}/{of}", unit=" rows", mininterval=2) as bar,
+        closing(spread(cfg, encode_part, jobs())) as encoded,
+    ):
+        for done in encoded:
+            bar.update(done)
+    return parts
+
+
 def load(cfg: Config, out: Path | None = None) -> datasets.Dataset:
     """The data set that `prepare` made. Raises UserError if it is not there, or was made from something else."""
     import datasets
@@ -137,10 +166,8 @@ def _prepare(cfg: Config, folder: Path, keep: bool) -> None:
 
     Bad input leaves nothing; a kill or a full disk leaves the finished parts to the next call.
     """
-    mark = data_fingerprint(cfg)
-    chosen = ("choice", "decontaminate", *(() if cfg.data == "tinycode" else ("rows", "data_seed")))
-    home = folder.parent / "parts" if keep else folder.with_name(f".{folder.name}.parts")
-    parts = home / fingerprint(_made_of(cfg, *chosen))
+    mark, parts = data_fingerprint(cfg), _parts(cfg, folder, keep)
+    home = parts.parent
     cfg = cfg.but(tokenizer=sources.tokenizer_folder(cfg))
     for old in (*folder.parent.glob(f".{folder.name}.*.tmp"), *(() if keep else home.glob("*"))):
         if old.name != parts.name:
@@ -167,6 +194,13 @@ def _prepare(cfg: Config, folder: Path, keep: bool) -> None:
         ) from None
     if not keep:
         shutil.rmtree(home)
+
+
+def _parts(cfg: Config, folder: Path, keep: bool) -> Path:
+    """Where the parts of a data set in `folder` lie: with those of other choices of rows (`keep`), or beside it."""
+    chosen = ("choice", "decontaminate", *(() if cfg.data == "tinycode" else ("rows", "data_seed")))
+    home = folder.parent / "parts" if keep else folder.with_name(f".{folder.name}.parts")
+    return home / fingerprint(_made_of(cfg, *chosen))
 
 
 def _encode(cfg: Config, parts: Path) -> list[Path]:

@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from treediff.config import Config
 from treediff.data import examples, stdlib, tinycode
 from treediff.errors import UserError
@@ -82,12 +84,16 @@ def train_tokenizer(cfg: Config) -> None:
     """Train the BPE on the backbone's training rows, if the run is to have one and it is not there."""
     if cfg.tokenizer != "train" or (folder := Path(tokenizer_folder(cfg))).is_dir():
         return
-    log.info("training a BPE tokenizer of %d entries", cfg.vocab_size)
-    with whole(folder) as temporary:
-        # With the words of the chat template, which stand in every sample.
-        found = _examples(cfg.with_masking("none"))
-        texts = (f"user\n\n{e.prompt}\nassistant\n\n{e.answer()[0]}" for e in found)
-        tokens.train_tokenizer(texts, cfg.vocab_size, temporary)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):  # of other processes that begin at once
+        if folder.is_dir():
+            return
+        log.info("training a BPE tokenizer of %d entries", cfg.vocab_size)
+        with whole(folder) as temporary:
+            # With the words of the chat template, which stand in every sample.
+            found = _examples(cfg.with_masking("none"))
+            texts = (f"user\n\n{e.prompt}\nassistant\n\n{e.answer()[0]}" for e in found)
+            tokens.train_tokenizer(texts, cfg.vocab_size, temporary)
 
 
 def _examples(cfg: Config) -> Iterator[examples.Example]:

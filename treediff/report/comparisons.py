@@ -19,6 +19,7 @@ from typing import Any
 from treediff.config import Config
 from treediff.errors import UserError
 from treediff.files import read_json, read_jsonl
+from treediff.protocols import PROTOCOLS
 from treediff.report.paper import HALVES, PAIRS
 from treediff.report.tables import Cell, Table, estimate, rate
 from treediff.runs import comparable, of_stages, rows_per_step
@@ -39,6 +40,8 @@ def autoregressive_table(cfg: Config) -> Table | None:
     for path in sorted(cfg.preset_dir.glob("model-*/scores/*.json")):
         ledger = read_ledger(path, cfg.verdicts)
         made = next(iter(read_jsonl(path.parents[1] / "samples" / f"{path.stem}.jsonl")))["settings"]
+        if made.get("protocol", "none") != cfg.protocol:
+            continue
         how = ", ".join(str(made[k]) for k in ("prompt_style", "think", "extract", "decoding") if k in made)
         for part, name in zip(("base", "plus"), HALVES[ledger["benchmark"]], strict=True):
             rows.append([made["model"], name, made["T"], how, rate(counted(ledger, part))])
@@ -77,7 +80,7 @@ def ledgers(cfg: Config) -> dict[str, dict[Key, Ledger]]:
     found: dict[str, dict[Key, Ledger]] = {}
     for strategy in ROWS:
         run = cfg.with_masking(strategy)
-        for key in _keys(cfg):
+        for key in cfg.jobs:
             if (ledger := _read(run, key)) is not None:
                 found.setdefault(strategy, {})[key] = ledger
     for key in {k for by_key in found.values() for k in by_key}:
@@ -88,7 +91,7 @@ def ledgers(cfg: Config) -> dict[str, dict[Key, Ledger]]:
 def all_seeds(cfg: Config) -> dict[Key, Runs]:
     """The runs of all strategies and seeds that have a ledger, by (benchmark, T) and name; refused as in `ledgers`."""
     out: dict[Key, Runs] = {}
-    for key in _keys(cfg):
+    for key in cfg.jobs:
         runs = {
             f"{strategy}-seed{seed}": (run, ledger)
             for strategy, of in seeds(cfg).items()
@@ -101,7 +104,7 @@ def all_seeds(cfg: Config) -> dict[Key, Runs]:
 
 
 def decodings(cfg: Config) -> list[dict[str, Any]]:
-    """The runs of this seed under every name of sampling switches (`decoding`) that has a ledger, side by side.
+    """The runs of this seed under every name of sampling switches (`decoding`, `protocol`) that has a ledger.
 
     One record per strategy, benchmark, T, name and tests: the rate, and the `switches` that differ from those of the
     first name there. Empty as long as there is one name.
@@ -110,35 +113,48 @@ def decodings(cfg: Config) -> list[dict[str, Any]]:
     for strategy in ROWS:
         run = cfg.with_masking(strategy)
         found = (_LEDGER.fullmatch(path.stem) for path in (run.run_dir / "scores").glob("*-T*.json"))
-        for key, decoding in sorted(((m[1], int(m[2])), m[3] or "") for m in found if m and m[1] in cfg.benchmarks):
-            named = run.but(decoding=decoding)
-            ledger = _read(named, key)
-            made = next(iter(read_jsonl(samples_path(named, *key))))["settings"]
-            like = next((r["made"] for r in out if (r["strategy"], r["key"]) == (strategy, key)), made)
-            head = {"strategy": strategy, "key": key, "T": key[1], "decoding": named.decoding, "made": made}
-            head["switches"] = {k: v for k, v in made.items() if k != "decoding" and v != like.get(k)}
-            for part, name in zip(("base", "plus"), HALVES[key[0]], strict=True):
-                out.append(head | {"benchmark": name} | counted(ledger, part))
+        for benchmark, length, name in sorted((m[1], int(m[2]), m[3] or "") for m in found if m):
+            if benchmark not in cfg.benchmarks:
+                continue
+            path = run.run_dir / "scores" / f"{benchmark}-T{length}{f'-{name}' if name else ''}.json"
+            ledger = _of_file(path, benchmark, cfg.verdicts)
+            made = next(iter(read_jsonl(path.parents[1] / "samples" / f"{path.stem}.jsonl")))["settings"]
+            first = next(
+                (r["made"] for r in out if (r["strategy"], r["of"], r["T"]) == (strategy, benchmark, length)), made
+            )
+            head = {"strategy": strategy, "of": benchmark, "T": length, "decoding": name, "made": made}
+            others = {k: v for k, v in made.items() if k not in ("decoding", "protocol") and v != first.get(k)}
+            for part, tests in zip(("base", "plus"), HALVES[benchmark], strict=True):
+                out.append(head | {"switches": others, "benchmark": tests} | counted(ledger, part))
     several = len({r["decoding"] for r in out}) > 1
-    return [{k: v for k, v in r.items() if k not in ("key", "made")} for r in out if several]
+    return [{k: v for k, v in r.items() if k not in ("of", "made")} for r in out if several]
 
 
 _LEDGER = re.compile(r"([a-z]+)-T(\d+)(?:-([a-z0-9_]+))?")
 
 
-def _keys(cfg: Config) -> list[Key]:
-    return [(b, t) for b in cfg.benchmarks for t in cfg.lengths]
-
-
 def _read(run: Config, key: Key) -> Ledger | None:
-    """A run's ledger, if it has one. Raises UserError if it is not that of the samples beside it."""
+    """A run's ledger, if it has one; see `_of_file`."""
     path = ledger_path(run, *key)
-    if not path.exists():
-        return None
-    ledger, samples = read_ledger(path, run.verdicts), samples_path(run, *key)
+    return _of_file(path, key[0], run.verdicts) if path.exists() else None
+
+
+def _of_file(path: Path, benchmark: str, verdicts: str) -> Ledger:
+    """The ledger in a file. Raises UserError if it is not that of the samples beside it, or if these say that they
+    were made under a protocol and were not."""
+    ledger, samples = read_ledger(path, verdicts), path.parents[1] / "samples" / f"{path.stem}.jsonl"
+    if not samples.exists():
+        return ledger
     sha256 = ledger["settings"].get("samples_sha256")
-    if sha256 and samples.exists() and _sha256(samples, samples.stat().st_mtime_ns) != sha256:
+    if sha256 and _sha256(samples, samples.stat().st_mtime_ns) != sha256:
         raise UserError(f"{path}: it is the ledger of other samples than {samples} holds now; score them again.")
+    made = next(iter(read_jsonl(samples)))["settings"]
+    if protocol := PROTOCOLS.get(made.get("protocol", "")):
+        for name, (theirs, wanted) in protocol.differences(benchmark, made).items():
+            raise UserError(
+                f"{samples}: sampled with {name} = {theirs!r}, where protocol {protocol.name} has {wanted!r}; it "
+                "cannot stand in that protocol's table: delete the file and sample again."
+            )
     return ledger
 
 

@@ -55,7 +55,7 @@ def explorer(
     """
     runs, tasks, vocab = [], {}, {}
     problems = {b: _problems(cfg, b) for b in cfg.benchmarks}
-    for benchmark, length in [(b, t) for b in cfg.benchmarks for t in cfg.lengths]:
+    for benchmark, length in cfg.jobs:
         for strategy, by_key in found.items():
             ledger = by_key.get((benchmark, length))
             if not ledger:

@@ -117,7 +117,7 @@ def robustness_picture(cfg: Config) -> Picture:
     """Figure 4 in our data: the pass rate on the plus tests over T, all benchmarks pooled, with Wilson intervals."""
     scores: dict[str, dict[int, tuple[float, float, float]]] = {}
     for strategy, by_key in ledgers(cfg).items():
-        for length in cfg.lengths:
+        for length in sorted({t for _, t in cfg.jobs}):
             parts = [stats.counts(by_key[b, length], "plus") for b in cfg.benchmarks if (b, length) in by_key]
             if parts:
                 r = stats.rated({task: v for counted in parts for task, v in counted.items()})
@@ -199,7 +199,7 @@ def pictures(
 
     `facts`: study.summary, if there was a study.
     """
-    out, key = {}, (*cfg.benchmarks[:1], cfg.lengths[-1])  # of no run, if there is no benchmark
+    out, key = {}, next((j for j in reversed(cfg.jobs) if j[0] == cfg.benchmarks[0]), ())  # the first one's largest T
     if facts:
         out["study"] = study_picture(facts)
     if records:
@@ -209,5 +209,5 @@ def pictures(
     if tok:
         out["figure1"] = masking_picture(cfg, tok, EXAMPLE)
         if key in found.get("random", {}) and key in found.get("ast", {}):
-            out |= program_pictures(cfg, *key)
+            out |= program_pictures(cfg.of(key[0]), *key)
     return out

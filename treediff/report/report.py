@@ -20,6 +20,7 @@ from treediff.errors import UserError
 from treediff.figures import plots
 from treediff.files import read_json, read_jsonl, whole, write_json
 from treediff.masking import tiers, tokens
+from treediff.protocols import PROTOCOLS
 from treediff.report import comparisons, page, paper, pictures, study
 from treediff.report.comparisons import ROWS, ledger_name, ledgers, seeds, shown, shown_by
 from treediff.report.paper import HALVES, IN_TABLE, PAPER
@@ -42,18 +43,19 @@ def pass_rates(cfg: Config, strategies: tuple[str, ...]) -> list[dict[str, Any]]
     from, and the paper's percentage at this T, if it prints one."""
     found = ledgers(cfg)
     out = []
+    ours_alone = cfg.protocol not in ("none", "treediff")  # the paper's rates are of its own protocol
     for strategy in strategies:
-        for length in cfg.lengths:
-            for benchmark in cfg.benchmarks:
-                ledger = found.get(strategy, {}).get((benchmark, length))
-                for part, name in zip(("base", "plus"), HALVES[benchmark], strict=True):
-                    record: dict[str, Any] = {"strategy": strategy, "T": length, "benchmark": name}
-                    if ledger:
-                        record |= comparisons.counted(ledger, part)
-                        record["ledger"] = ledger_name(cfg.with_masking(strategy), benchmark, length)
-                    if paper := PAPER.get(strategy, {}).get(benchmark, {}).get(length):
-                        record |= {"paper_T": length, "paper": paper[part == "plus"]}
-                    out.append(record)
+        for benchmark, length in sorted(cfg.jobs, key=lambda job: job[1]):
+            ledger = found.get(strategy, {}).get((benchmark, length))
+            for part, name in zip(("base", "plus"), HALVES[benchmark], strict=True):
+                record: dict[str, Any] = {"strategy": strategy, "T": length, "benchmark": name}
+                if ledger:
+                    record |= comparisons.counted(ledger, part)
+                    record["ledger"] = ledger_name(cfg.with_masking(strategy), benchmark, length)
+                paper = PAPER.get(strategy, {}).get(benchmark, {}).get(length)
+                if paper and not ours_alone:
+                    record |= {"paper_T": length, "paper": paper[part == "plus"]}
+                out.append(record)
     return out
 
 
@@ -168,7 +170,7 @@ def write(cfg: Config) -> Path:
     """
     folder, found = cfg.preset_dir / cfg.named("report"), ledgers(cfg)
     rates = {"table1": pass_rates(cfg, IN_TABLE[1]), "table2": pass_rates(cfg, shown(cfg, MASKINGS))}
-    models = comparisons.autoregressive_table(cfg)
+    models, (under, protocol_said) = comparisons.autoregressive_table(cfg), protocol(cfg, found)
     records, many = comparisons.findings(cfg), study.summary(cfg)
     facts = {
         "comparisons": comparisons.comparisons(cfg),
@@ -190,7 +192,8 @@ def write(cfg: Config) -> Path:
         printed = paper.paper_table(IN_TABLE[number], number == 1).markdown()
         measured = f"\n\nAutoregressive models, ours:\n\n{models.markdown()}" if models and number == 1 else ""
         table = rates_table(of)
-        _write_text(folder / f"{name}.md", f"Ours:\n\n{table.markdown()}\n\nThe paper's:\n\n{printed}{measured}\n")
+        ours = f"Ours; {under}:\n\n{table.markdown()}"
+        _write_text(folder / f"{name}.md", f"{ours}\n\nThe paper's:\n\n{printed}{measured}\n")
         _write_text(folder / f"{name}.csv", Table.of(of, RECORD).csv())
         _write_text(folder / f"{name}.tex", table.latex())
         write_json(folder / f"{name}.json", of)
@@ -204,18 +207,20 @@ def write(cfg: Config) -> Path:
     _write_text(folder / "pairs.json", json.dumps(pairs, indent=1) + "\n")
     _write_text(folder / "pairs.md", page.pairs_markdown(pairs))
     summary = {
-        "title": f"preset {cfg.preset}, seed {cfg.seed}" + (f", decoding {cfg.decoding}" if cfg.decoding else ""),
+        "title": ", ".join([f"preset {cfg.preset}, seed {cfg.seed}", *(" ".join(x) for x in cfg.label.items())]),
         "answer": many["answer"] if many else comparisons.answer(records),
         "study": study.tables(many) if many else [],
         "lead": [*lead(cfg, records), paper.claims_summary(facts["paper"]["comparisons"]).rpartition(". ")[2]],
         "sentences": comparisons.sentences(records),
         "tables": [
-            (rates_table(of, f"Table {i}, ours"), paper.paper_table(IN_TABLE[i]))
+            (rates_table(of, f"Table {i}, ours; {under}"), paper.paper_table(IN_TABLE[i]))
             for i, of in enumerate(rates.values(), 1)
         ],
         "models": models,
         "pass_at": pass_at_table(facts["pass_at_k"]),
         "decodings": comparisons.decodings_table(facts["decodings"]),
+        "protocol": protocol_said,
+        "published": published_table(cfg),
         "halves": halves_table(cfg, shown(cfg, ("none", *MASKINGS))) if found else None,
         "comparisons": comparisons.comparisons_table(facts["comparisons"]),
         "pooled": facts["pooled"] and comparisons.pooled_table(facts["pooled"]),
@@ -254,9 +259,42 @@ def _tokenizer(cfg: Config, found: dict[str, Any]) -> tuple[PreTrainedTokenizerF
         return None, f"{missing}{e}"
 
 
+def protocol(cfg: Config, found: dict[str, dict[comparisons.Key, dict[str, Any]]]) -> tuple[str, str]:
+    """Which protocol our tables stand for, in a few words and in sentences; where none is named, which one's switches
+    the samples have."""
+    if cfg.protocol != "none":
+        p = PROTOCOLS[cfg.protocol]
+        unknown = list(dict.fromkeys(name for b in cfg.benchmarks for name in p.unknown(b)))
+        said = f"{p.title} protocol, {p.name} (source: {p.source}). Unknown there, so ours: {', '.join(unknown)}."
+        return f"protocol {p.name}", " ".join([said, *p.notes])
+    samples = {}
+    for strategy, by_key in found.items():
+        for key in by_key:
+            samples.setdefault(key, samples_path(cfg.with_masking(strategy), *key))
+    made = {key: next(iter(read_jsonl(path)))["settings"] for key, path in samples.items()}
+    fits = [
+        p.name
+        for p in PROTOCOLS.values()
+        if made and all(b in p.benchmarks and not p.differences(b, of) for (b, _), of in made.items())
+    ]
+    if not fits:
+        return "no named protocol", "These are rates of no named protocol (docs/protocols.md)." if made else ""
+    return (
+        f"as under {', '.join(fits)}",
+        f"No protocol was named; the samples’ switches are those of {', '.join(fits)}.",
+    )
+
+
+def published_table(cfg: Config) -> Table | None:
+    """What was published under the report's protocol; None without one, or where nothing is known."""
+    rows = [[r.model, r.benchmark, r.rate, r.where] for r in getattr(PROTOCOLS.get(cfg.protocol), "published", ())]
+    caption = f"Published under {cfg.protocol}, by others"
+    return Table(["model", "tests", "pass@1 [%]", "where"], rows, caption) if rows else None
+
+
 def lead(cfg: Config, records: list[dict[str, Any]]) -> list[str]:
     """Two findings beside the answer, at the largest T of the first benchmark."""
-    places = [{"benchmark": HALVES[b][1], "T": cfg.lengths[-1]} for b in cfg.benchmarks[:1]]
+    places = [{"benchmark": HALVES[b][1], "T": cfg.of(b).lengths[-1]} for b in cfg.benchmarks[:1]]
     pairs = [{"from": one, "to": "ast", **place} for place in places for one in ("ast_span", "none")]
     return [comparisons.sentence(r) for want in pairs for r in records if want.items() <= r.items()]
 
@@ -271,7 +309,7 @@ def deviations(cfg: Config) -> list[dict[str, Any]]:
     runs = [s for s in MASKINGS if (cfg.with_masking(s).run_dir / "config.json").exists()]
     made = {STRATEGIES[s].title: _made(cfg.with_masking(s)) for s in runs} or {"": cfg.as_dict()}
     out = []
-    for name in (n for n in SWITCHES if n not in ("preset", "masking", "seed", "decoding")):
+    for name in (n for n in SWITCHES if n not in ("preset", "masking", "seed", "decoding", "protocol")):
         values = {who: switches[name] for who, switches in made.items() if name in switches}
         distinct = list({json.dumps(v): v for v in values.values()}.values())
         if distinct and distinct != [printed[name]]:
@@ -284,7 +322,7 @@ def deviations(cfg: Config) -> list[dict[str, Any]]:
 def _made(run: Config) -> dict[str, Any]:
     """The switches that a run was made with: its own record, and for sampling that of its samples."""
     switches = read_json(run.run_dir / "config.json") | {"benchmarks": run.benchmarks, "lengths": run.lengths}
-    for benchmark, length in [(b, t) for b in run.benchmarks for t in run.lengths]:
+    for benchmark, length in run.jobs:
         if (path := samples_path(run, benchmark, length)).exists():
             sampled = next(iter(read_jsonl(path)), {}).get("settings", {})
             switches |= {k: v for k, v in sampled.items() if k in SWITCHES}

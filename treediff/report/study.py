@@ -187,7 +187,7 @@ def arms(
 # --- what was run --------------------------------------------------------------------------------------------------
 def ledgers(cfg: Config) -> dict[str, Path]:
     """The ledgers that a run of the study has, by name, whether they are there or not."""
-    found = {sampling.name(cfg, b, t): ledger_path(cfg, b, t) for b in cfg.benchmarks for t in cfg.lengths}
+    found = {sampling.name(cfg, *job): ledger_path(cfg, *job) for job in cfg.jobs}
     return found | ({NODES: restore.ledger_path(cfg)} if cfg.data in stdlib.SOURCES else {})
 
 
@@ -217,17 +217,16 @@ def refuse_others(study: Study) -> None:
         if not (cfg.run_dir / "config.json").exists():
             continue
         open_run(cfg, *launch.TRAINING_STAGES)
-        for benchmark in cfg.benchmarks:
-            for length in cfg.lengths:
-                path = sampling.samples_path(cfg, benchmark, length)
-                theirs = next(iter(read_jsonl(path)), {}).get("settings") if path.exists() else None
-                mine = sampling.settings(cfg, length)
-                for name in mine if theirs is not None else ():
-                    if theirs.get(name) != mine[name]:
-                        raise UserError(
-                            f"{path}: sampled with {name} = {theirs.get(name)!r}, the study's is {mine[name]!r}; "
-                            f"give {name} that value, or delete the file."
-                        )
+        for benchmark, length in cfg.jobs:
+            path = sampling.samples_path(cfg, benchmark, length)
+            theirs = next(iter(read_jsonl(path)), {}).get("settings") if path.exists() else None
+            mine = sampling.settings(cfg.of(benchmark), length)
+            for name in mine if theirs is not None else ():
+                if theirs.get(name) != mine[name]:
+                    raise UserError(
+                        f"{path}: sampled with {name} = {theirs.get(name)!r}, the study's is {mine[name]!r}; "
+                        f"give {name} that value, or delete the file."
+                    )
 
 
 def own_switches(cfg: Config) -> dict[str, Any]:

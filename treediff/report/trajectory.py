@@ -102,7 +102,7 @@ def commitments(cfg: Config, benchmark: str, length: int, strategies: Sequence[s
         path = samples_path(cfg.with_masking(strategy), benchmark, length)
         for task, record in read_samples(path).items():
             _, _, at, labels = views.answer_tokens(cfg, tok, record["ids"], record["committed_at"])
-            place = places(at, cfg.block_length)
+            place = places(at, cfg.of(benchmark).block_length)
             for i, tier in enumerate(TIERS, start=CODE):
                 if (labels == i).any():
                     by_tier[tier][task] = (float(at[labels == i].min()), float(place[labels == i].mean()))

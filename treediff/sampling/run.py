@@ -48,7 +48,7 @@ def samples_path(cfg: Config, benchmark: str, length: int | None) -> Path:
 
 def name(cfg: Config, benchmark: str, length: int | None) -> str:
     """What samples and ledger of a benchmark and T are called, or of a hole set at the run's `hole_length`; behind it
-    the name of the sampling switches (`decoding`), if they have one."""
+    the name of the sampling switches (`decoding`, `protocol`), if they have one."""
     return cfg.named(f"{benchmark}-T{length}" if length is not None else f"{benchmark}-{cfg.tier}-H{cfg.hole_length}")
 
 
@@ -67,10 +67,9 @@ _HOLE_SETTINGS = (
 
 def settings(cfg: Config, length: int | None) -> dict[str, Any]:
     """What is written into every sample, so that two harnesses' numbers can be told apart."""
-    named = {"decoding": cfg.decoding} if cfg.decoding else {}
     if length is None:
-        return {**named, **{n: getattr(cfg, n) for n in _HOLE_SETTINGS}}
-    return {"T": length, **named, **{n: getattr(cfg, n) for n in _SETTINGS}}
+        return {**cfg.label, **{n: getattr(cfg, n) for n in _HOLE_SETTINGS}}
+    return {"T": length, **cfg.label, **{n: getattr(cfg, n) for n in _SETTINGS}}
 
 
 def _wanted(cfg: Config, benchmark: str, length: int | None) -> list[tuple[str, int]]:

@@ -55,13 +55,13 @@ def judge(cfg: Config, hole_set: str, samples: Path, out: Path) -> dict[str, Any
         tasks = {row["task_id"] for row in read_jsonl(samples)}
         data = benchmarks.benchmark_file(cfg, benchmark)
         limit_to = [task for task in wanted if task in tasks]  # a program without a node of the tier has no hole
-        how = {"workers": cfg.workers, "limit_to": limit_to, "decoding": cfg.decoding}
+        how = {"workers": cfg.workers, "limit_to": limit_to, "label": cfg.label}
         return scoring.score(benchmark, data, samples, out, **how)
     by_key = numbered(holes.load(cfg, hole_set))
     programs = {(r["task_id"], r.get("sample", 0)): r["solution"] for r in read_jsonl(samples)}
     rules = {"python": ".".join(map(str, sys.version_info[:3])), "seconds": SECONDS, "memory_bytes": MEMORY}
-    rules |= {"decoding": cfg.decoding} if cfg.decoding else {}
-    settings = {"samples_sha256": hashlib.sha256(samples.read_bytes()).hexdigest(), "holes": len(by_key), **rules}
+    settings = {"samples_sha256": hashlib.sha256(samples.read_bytes()).hexdigest(), "holes": len(by_key)}
+    settings |= rules | cfg.label
     if out.exists() and read_json(out).get("settings") == settings:
         return read_json(out)
     verdicts, sandbox = checked({k: (h, programs[k]) for k, h in by_key.items()}, cfg.workers, f"score {hole_set}")

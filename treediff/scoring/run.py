@@ -15,7 +15,7 @@ from treediff.scoring import score as scoring
 
 
 def ledger_path(cfg: Config, benchmark: str, length: int) -> Path:
-    """runs/<preset>/<run>/scores/<benchmark>-T<length>[-<decoding>].json."""
+    """runs/<preset>/<run>/scores/<benchmark>-T<length>.json, the sampling switches' name behind T if they have one."""
     return cfg.run_dir / "scores" / f"{name(cfg, benchmark, length)}.json"
 
 
@@ -24,7 +24,7 @@ def score(cfg: Config, benchmark: str, length: int) -> Path:
     out = ledger_path(cfg, benchmark, length)
     wanted = list(benchmarks.benchmark_problems(cfg, benchmark))
     data, samples = benchmarks.benchmark_file(cfg, benchmark), samples_path(cfg, benchmark, length)
-    scoring.score(benchmark, data, samples, out, workers=cfg.workers, limit_to=wanted, decoding=cfg.decoding)
+    scoring.score(benchmark, data, samples, out, workers=cfg.workers, limit_to=wanted, label=cfg.label)
     return out
 
 

@@ -20,7 +20,7 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,12 @@ def score(
     workers: int = 0,
     limit_to: Iterable[str] | None = None,
     without: Iterable[str] = (),
-    decoding: str = "",
+    label: Mapping[str, str] | None = None,
 ) -> dict:
     """The ledger of `samples`, written to `out`. A finished ledger of the same samples, data and settings is reused.
 
     `workers`: programs at a time, 0 for one per core. `limit_to`: the only task ids to score. `without`: layers of
-    the sandbox to leave off (for tests; verdicts are the same). `decoding`: the name of the sampling switches.
+    the sandbox to leave off (for tests; verdicts are the same). `label`: the name of the sampling switches.
     """
     import evalplus
 
@@ -127,7 +127,7 @@ def score(
         "samples_of_unknown_tasks": unknown_tasks,
         "tasks_in_benchmark": len(problems),
         "limited": limit_to is not None,
-        **({"decoding": decoding} if decoding else {}),
+        **(label or {}),
         **rules,
     }
     if benchmark != "tinycode" and data_hash not in benchmarks.RELEASES:

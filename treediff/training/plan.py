@@ -180,7 +180,7 @@ def plan(cfg: Config) -> dict[str, Any]:
         "processes": cfg.processes,
         "hours": hours,
         "sampling_hours": {name: _sampling_hours(cfg, s, device) for name, device in DEVICES.items()},
-        "answers": sum(_answers(cfg).values()) * len(cfg.lengths),
+        "answers": sum(_answers(cfg)[benchmark] for benchmark, _ in cfg.jobs),
         "scoring_hours": _scoring_hours(cfg),
         "memory": items,
         "memory_total": sum(items.values()),
@@ -207,21 +207,22 @@ def _answers(cfg: Config) -> dict[str, int]:
 
 def _sampling_hours(cfg: Config, s: Shape, device: Device) -> float:
     """Of sampling one run's answers: a pass reads all weights once and computes 2N a token; no answer ends early."""
-    seconds, answers = 0.0, sum(_answers(cfg).values())
+    seconds, answers = 0.0, _answers(cfg)
     guided = 2 if cfg.guidance else 1
-    for length in cfg.lengths:
-        whole, block = _PROMPT + length, cfg.block_length
+    for benchmark, length in cfg.jobs:
+        whole, block = _PROMPT + length, cfg.of(benchmark).block_length
         kept = {"none": whole, "prefix": (length + block) / 2, "dual": block}[cfg.cache]
         blocks = length // block
         for tokens, passes in ((whole, blocks), (kept, length / cfg.tokens_per_step - blocks)):
             work = 2.0 * s.parameters * guided * cfg.sample_batch * tokens / (device.flops * device.plain)
-            seconds += max(work, 2.0 * s.parameters / device.bandwidth) * passes * answers / cfg.sample_batch
+            seconds += max(work, 2.0 * s.parameters / device.bandwidth) * passes * answers[benchmark] / cfg.sample_batch
     return seconds / (cfg.sample_processes or cfg.processes) / 3600
 
 
 def _scoring_hours(cfg: Config) -> float:
     """Of running one run's programs on this machine's cores, those that time out left out."""
-    seconds = sum(n * _SCORING[b] for b, n in _answers(cfg).items()) * len(cfg.lengths)
+    answers = _answers(cfg)
+    seconds = sum(answers[benchmark] * _SCORING[benchmark] for benchmark, _ in cfg.jobs)
     return seconds / (cfg.workers or os.cpu_count() or 1) / 3600
 
 
