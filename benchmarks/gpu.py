@@ -61,6 +61,11 @@ PIECES: dict[str, Piece] = {
         for length in (256, 512)
         for rows in (1, 8)
     },
+    "sample-compiled": Piece(
+        "sampling at LLaDA-8B's shape, each block compiled: T = 256, 1 prompt",
+        (SAMPLE, *["--compile", "--lengths", "256", "--batches", "1", "--out", "{json}", "--scale", "llada"]),
+        ("tiny",),
+    ),
     "rehearsal": Piece("the paper's preset at small width on the device", ("benchmarks/rehearse.py", "--short")),
     "tiny-backbone": Piece(
         "the tiny preset's backbone, trained on the device", ("-m", "treediff.cli", "train", "--masking", "none")

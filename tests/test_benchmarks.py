@@ -22,7 +22,7 @@ def test_gpu_sample_at_the_tiny_scale(tmp_path):
     found = json.loads(out.read_text())
     assert found["versions"]["torch"]
     assert found["rates"]["flop_per_s"] > 0
-    assert len(found["records"]) == 2 * 7
+    assert len(found["records"]) == 2 * 8
     for r in found["records"]:
         assert r["floor_ms"] == max(r["compute_ms"], r["memory_ms"]) > 0
         assert r["ratio"] == pytest.approx(r["ms_per_step"] / r["floor_ms"])
