@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_sample.py --out docs/results/gpu_sample.json       # bf16, about 20 GB of GPU memory and up
     python benchmarks/gpu_sample.py --scale tiny                             # the same on a CPU, in seconds
+    python benchmarks/gpu_sample.py --compile                                # each block compiled by torch.compile
 
 The floors are measured in the same run: the time that the step's FLOPs take at the rate of a large bf16 matmul, and
 the time that its bytes (weights, kept keys and values) take at the rate of a large copy; the larger of the two is the
@@ -20,11 +21,12 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import sampling
 import torch
 
-from treediff.model import llada
+from treediff.model import forward, llada, lora
 from treediff.runs import provenance
 from treediff.sampling import decode
 
@@ -35,6 +37,7 @@ SCALES: dict[str, dict[str, int]] = {
 PROMPTS = (120, 150, 180, 210, 240, 280, 330, 420)
 MODES: dict[str, dict[str, Any]] = {
     "literal": {},  # LLaDA's published loop: logits of every position, softmax over the vocabulary in float64
+    "exact, launched one by one": {},  # without CUDA graphs
     "exact": {},
     "exact, 4 a step": {"share": 4},
     "prefix cache": {"cache": "prefix"},
@@ -122,7 +125,11 @@ def measure(
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     loop = sampling.literal if mode == "literal" else decode.decode
-    with contextlib.suppress(Enough):
+    with contextlib.ExitStack() as around:
+        around.enter_context(contextlib.suppress(Enough))
+        if mode.endswith("one by one"):
+            plain = lambda replay, *given: forward.window_states(replay.model, *given)  # noqa: E731
+            around.enter_context(mock.patch.object(forward.Replay, "__call__", plain))
         loop(net, prompts, how, watch=watch)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     return 1e3 * (marks[1] - marks[0]) / (per_block * blocks), peak
@@ -135,6 +142,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="prompts together")
     parser.add_argument("--block", type=int, default=32, help="block length [tokens]")
     parser.add_argument("--blocks", type=int, default=2, help="blocks to measure")
+    parser.add_argument("--compile", action="store_true", help="compile each block; the literal loop is left out")
     parser.add_argument("--out", type=Path, help="write the records and their provenance here (JSON)")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -143,10 +151,12 @@ def main() -> None:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     shape = SCALES[args.scale]
     net = llada.random_backbone(shape, dtype, device)
+    if args.compile:
+        lora.compile_blocks(net)
     rates = machine_rates(device, dtype, args.scale)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     print(f"{name}: matmul {rates['flop_per_s'] / 1e12:.1f} TFLOP/s, copy {rates['bytes_per_s'] / 1e9:.0f} GB/s")
-    print(f"{'T':>4} {'B':>3} {'mode':24} {'ms/step':>9} {'floor':>8} {'ratio':>6} {'tokens/s':>9} {'peak GB':>8}")
+    print(f"{'T':>4} {'B':>3} {'mode':27} {'ms/step':>9} {'floor':>8} {'ratio':>6} {'tokens/s':>9} {'peak GB':>8}")
     mask, eos = shape["vocab_size"] - 1, shape["vocab_size"] - 2
     draw = torch.Generator().manual_seed(0)
     records = []
@@ -157,6 +167,8 @@ def main() -> None:
             )
             prompts = [torch.randint(0, eos, (n,), generator=draw).tolist() for n in sizes]
             for mode, change in MODES.items():
+                if args.compile and mode == "literal":
+                    continue
                 switches = {k: v for k, v in change.items() if k != "share"}
                 steps = length // change.get("share", 1)
                 how = decode.Decoding(mask, (eos,), length, steps, args.block, early_exit=False, **switches)
@@ -166,10 +178,12 @@ def main() -> None:
                 speed = 1e3 * rows * change.get("share", 1) / ms
                 record = {"T": length, "rows": rows, "mode": mode, "ms_per_step": ms, "floor_ms": least, **low}
                 records.append(record | {"ratio": ms / least, "tokens_per_s": speed, "peak_bytes": peak})
-                line = f"{length:4} {rows:3} {mode:24} {ms:9.2f} {least:8.2f} {ms / least:6.2f} {speed:9.1f}"
+                line = f"{length:4} {rows:3} {mode:27} {ms:9.2f} {least:8.2f} {ms / least:6.2f} {speed:9.1f}"
                 print(f"{line} {peak / 1e9:8.1f}", flush=True)
     if args.out:
-        facts = provenance(command=sys.argv[1:], device=name, rates=rates, prompts=PROMPTS, records=records)
+        facts = provenance(
+            command=sys.argv[1:], device=name, rates=rates, prompts=PROMPTS, compiled=args.compile, records=records
+        )
         args.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 

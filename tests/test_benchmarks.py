@@ -22,7 +22,7 @@ def test_gpu_sample_at_the_tiny_scale(tmp_path):
     found = json.loads(out.read_text())
     assert found["versions"]["torch"]
     assert found["rates"]["flop_per_s"] > 0
-    assert len(found["records"]) == 2 * 7
+    assert len(found["records"]) == 2 * 8
     for r in found["records"]:
         assert r["floor_ms"] == max(r["compute_ms"], r["memory_ms"]) > 0
         assert r["ratio"] == pytest.approx(r["ms_per_step"] / r["floor_ms"])
@@ -46,3 +46,10 @@ def test_sampling_agrees_with_the_literal_loop(tmp_path):
     records = {r["mode"]: r for r in json.loads(out.read_text())["records"]}
     assert records["literal"]["same_answers"] == 1
     assert records["literal"]["forwards"] == records["exact"]["forwards"] == 32
+
+
+def test_the_published_page_is_what_the_script_makes_of_the_figures(tmp_path):
+    results = FOLDER.parent / "docs" / "results"
+    run("gpu.py", "--publish", str(results), "--out", str(tmp_path))
+    for name in ("gpu.json", "gpu.md"):
+        assert (tmp_path / name).read_text() == (results / name).read_text()

@@ -408,3 +408,18 @@ def test_no_step_makes_the_host_wait_on_a_gpu_and_its_tokens_are_the_cpu_s(mode,
     for row in range(2):
         if want.margin[row] > 1e-3:
             assert torch.equal(got.ids[row], want.ids[row])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", MODES)
+def test_recorded_passes_give_what_passes_launched_one_by_one_give_bit_for_bit(mode, monkeypatch):
+    there = checkpoint.load_backbone(str(golden("tiny/checkpoint")), device="cuda").bfloat16()
+    recorded, real = [], forward.Replay.record
+    monkeypatch.setattr(forward.Replay, "record", lambda *given: recorded.append(given) or real(*given))
+    prompts = [[1, 2, 3], [4], [5, 6]]
+    got = decode.decode(there, prompts, MODES[mode])
+    monkeypatch.setattr(forward.Replay, "__call__", lambda self, *given: forward.window_states(self.model, *given))
+    want = decode.decode(there, prompts, MODES[mode])
+    assert recorded
+    for a, b in zip(vars(got).values(), vars(want).values(), strict=True):
+        assert a.equal(b) if isinstance(a, torch.Tensor) else a == b

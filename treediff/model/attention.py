@@ -35,6 +35,11 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return (wide * cos + turned * sin).to(x.dtype)
 
 
+@torch.compiler.disable  # else torch.compile would compile each layer anew, for its number
+def _kept(layer: LlamaAttention, kept: Any, keys: torch.Tensor, values: torch.Tensor) -> Any:
+    return kept.update(keys, values, layer.layer_idx)
+
+
 class Attention(LlamaAttention):
     """Llama's attention with `rotate`."""
 
@@ -53,7 +58,7 @@ class Attention(LlamaAttention):
         cos, sin = (t[:, None] for t in position_embeddings)
         queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
         if past_key_values is not None:
-            keys, values = past_key_values.update(keys, values, self.layer_idx)
+            keys, values = _kept(self, past_key_values, keys, values)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         out, weights = attend(self, queries, keys, values, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
         return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1).contiguous()), weights

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,24 +61,34 @@ class KeyValues:
     """Keys and values (B, heads, L, d_head) of every block for a canvas of L tokens.
 
     A pass over the whole canvas fills them; a later pass over a window of it rewrites the window's and sees the rest.
+    They stay where they are in memory, so that a recorded pass finds them; fewer rows use the first of them.
     """
 
     def __init__(self) -> None:
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.window: slice | None = None  # None: the whole canvas
+        self.window: slice | torch.Tensor | None = None  # which tokens, int64 (W,) on a device; None: the whole canvas
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What transformers' attention calls: the keys and values to attend to."""
-        if self.window is None:
+        if layer not in self.layers:
             self.layers[layer] = (keys, values)
-        else:
-            for kept, new in zip(self.layers[layer], (keys, values), strict=True):
+            return keys, values
+        held = self.layers[layer]
+        both = held[0][: len(keys)], held[1][: len(keys)]
+        for kept, new in zip(both, (keys, values), strict=True):
+            if self.window is None:
+                kept.copy_(new)
+            elif isinstance(self.window, slice):
                 kept[:, :, self.window] = new
-        return self.layers[layer]
+            else:
+                kept.index_copy_(2, self.window, new)
+        return both
 
     def keep(self, rows: torch.Tensor) -> None:
         """Keep these rows (int64) of the batch only."""
-        self.layers = {i: (keys[rows], values[rows]) for i, (keys, values) in self.layers.items()}
+        for both in self.layers.values():
+            for kept in both:
+                kept[: len(rows)] = kept[rows]
 
 
 def padding_bias(model: nn.Module, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -104,3 +115,59 @@ def window_states(
     for layer in llama.layers:
         hidden = layer(hidden, attention_mask=bias, position_embeddings=rotary, past_key_values=kept)
     return llama.norm(hidden)
+
+
+class Replay:
+    """`window_states` for one canvas, again and again: on a GPU each shape is recorded once and then replayed.
+
+    LLaDA's 1,500 kernels of a step take longer to launch one by one than to run; a CUDA graph launches them together.
+    The result lies where the next call of the same shape puts its own. On a CPU this is `window_states` itself.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.recorded: dict[Any, tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]] = {}
+
+    def __call__(
+        self, ids: torch.Tensor, first: int | torch.Tensor, bias: torch.Tensor | None, kept: KeyValues | None
+    ) -> torch.Tensor:
+        """Last hidden states (B, W, d): see `window_states`."""
+        if ids.device.type != "cuda" or (kept is not None and not kept.layers):  # the first pass makes what is kept
+            return window_states(self.model, ids, first, bias, kept)
+        if isinstance(first, int):
+            first = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
+        given = [ids, first]
+        if kept is not None:
+            window = kept.window or slice(0, ids.shape[1])
+            given.append(torch.arange(window.start, window.stop, device=ids.device))
+        if bias is not None:
+            given.append(bias)
+        key = (kept is not None, bias is not None, *(t.shape for t in given))
+        if key not in self.recorded:
+            self.recorded[key] = self.record(given, bias is not None, kept)
+        graph, places, hidden = self.recorded[key]
+        for to, new in zip(places, given, strict=True):
+            to.copy_(new)
+        graph.replay()
+        return hidden
+
+    def record(
+        self, given: list[torch.Tensor], hides: bool, kept: KeyValues | None
+    ) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
+        """The graph, where its inputs lie, and where its result will."""
+        places = [t.clone() for t in given]
+        bias = places[-1] if hides else None
+        if kept is not None:
+            before, kept.window = kept.window, places[2]
+        graph, beside, main = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
+        pool = next(iter(self.recorded.values()))[0].pool() if self.recorded else None
+        beside.wait_stream(main)
+        with torch.cuda.stream(beside):
+            window_states(self.model, places[0], places[1], bias, kept)  # libraries make their workspaces
+            graph.capture_begin(*[p for p in [pool] if p], capture_error_mode="thread_local")
+            hidden = window_states(self.model, places[0], places[1], bias, kept)
+            graph.capture_end()
+        main.wait_stream(beside)
+        if kept is not None:
+            kept.window = before
+        return graph, places, hidden

@@ -270,6 +270,8 @@ class _Run:
         self.bias = forward.padding_bias(net, attention_mask.to(self.device)) if hidden else None
         self.uids = torch.tensor(list(uids), device=self.device)
         self.ends = torch.tensor(how.ends, device=self.device)
+        self.kept = None if how.cache == "none" else forward.KeyValues()
+        self.pass_ = forward.Replay(net)
         rows = len(prompts)
         self.clock = torch.zeros(rows, dtype=torch.long, device=self.device)  # steps that each row has seen
         self.at = torch.full((rows, how.gen_length), NEVER, device=self.device)
@@ -294,7 +296,7 @@ class _Run:
         self.low = self.start if how.official else self.first
         if how.official:
             self.slots = int((self.ids[:, self.low : self.end] == how.mask_id).sum(1).max())
-        self.kept = None if how.cache == "none" else forward.KeyValues()
+        self.whole = True  # the block's first step reads everything
 
     def read(self, x: torch.Tensor) -> tuple[torch.Tensor, int]:
         """Hidden states of the canvas `x` (B, L), or of the window that is not kept, and where they begin."""
@@ -305,12 +307,14 @@ class _Run:
             x = torch.cat([x, blind])
             bias, places = (None if t is None else torch.cat([t, t]) for t in (bias, places))
         begin, stop = 0, x.shape[1]
-        if self.kept and self.kept.layers:  # the block's first step reads everything
-            begin, stop = self.first, self.end if self.how.cache == "dual" else stop
-            self.kept.window = slice(begin, stop)
+        if self.kept:
+            if not self.whole:
+                begin, stop = self.first, self.end if self.how.cache == "dual" else stop
+            self.kept.window = None if self.whole else slice(begin, stop)
+            self.whole = False
         self.forwards += 1
         at = begin if places is None else places[:, begin:stop]
-        return forward.window_states(self.net, x[:, begin:stop], at, bias, self.kept), begin
+        return self.pass_(x[:, begin:stop], at, bias, self.kept), begin
 
     def step(self, slots: int, commit: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> None:
         """One denoising step: read, propose at the (at most `slots`) open positions of each row, commit."""

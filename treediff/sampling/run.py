@@ -67,9 +67,10 @@ _HOLE_SETTINGS = (
 
 def settings(cfg: Config, length: int | None) -> dict[str, Any]:
     """What is written into every sample, so that two harnesses' numbers can be told apart."""
+    told = cfg.label | ({"sample_compile": True} if cfg.sample_compile else {})
     if length is None:
-        return {**cfg.label, **{n: getattr(cfg, n) for n in _HOLE_SETTINGS}}
-    return {"T": length, **cfg.label, **{n: getattr(cfg, n) for n in _SETTINGS}}
+        return {**told, **{n: getattr(cfg, n) for n in _HOLE_SETTINGS}}
+    return {"T": length, **told, **{n: getattr(cfg, n) for n in _SETTINGS}}
 
 
 def _wanted(cfg: Config, benchmark: str, length: int | None) -> list[tuple[str, int]]:
