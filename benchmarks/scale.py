@@ -87,7 +87,7 @@ def page() -> str:
         "# From one GPU to a thousand",
         "",
         "Written by `python benchmarks/scale.py` from the functions behind `treediff train --preset paper --plan`; a "
-        "test holds the page to it. Nothing here was measured: the hours rest on the plan's assumptions "
+        "test holds the page to it. Nothing here was run: the hours are the plan's "
         f"([training.md](training.md)), and besides on {NETWORK / 1e9:.0f} GB/s of network a GPU, "
         f"{STORAGE / 1e9:.0f} GB/s of shared file system, {NODE} GPUs and {CORES} cores a node. No run of this kit has "
         "used more than one machine.",
