@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "treediff"
 ROOMS = "cli verify doctor jobs pipeline report figures scoring sampling training data model masking sandbox"
 ORDER = tuple(ROOMS.split())
 """Rooms from the last to the first: each may import those behind it, and the ground floor, which knows no room."""
-GROUND = ("runs", "config", "files", "strategies", "protocols", "progress", "errors")
+GROUND = ("cards", "usage", "runs", "config", "files", "strategies", "protocols", "progress", "errors")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -243,6 +243,7 @@ def train(args: argparse.Namespace, cfg: Config) -> None:
 def export(args: argparse.Namespace, cfg: Config) -> None:
     """Write a run's merged model."""
 
+    from treediff import cards, pipeline
     from treediff.data import sources
     from treediff.masking import tokens
     from treediff.model import checkpoint
@@ -254,7 +255,8 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
     if args.out.exists():
         raise UserError(f"{args.out}: exists already; name a folder to be made.")
     tok = tokens.load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision)
-    checkpoint.save_backbone(diffusion.load_run(cfg), args.out, tok)
+    card = cards.model_card(cfg, "export", pipeline.results_said(cfg))
+    checkpoint.save_backbone(diffusion.load_run(cfg), args.out, tok, card=card)
     print(args.out)
 
 

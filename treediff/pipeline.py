@@ -23,6 +23,7 @@ from treediff.sampling import run as sampling
 from treediff.scoring import infill as infill_scoring
 from treediff.scoring import restore, stats
 from treediff.scoring import run as scoring
+from treediff.scoring import score as judge
 from treediff.training import launch, plan
 
 if TYPE_CHECKING:
@@ -123,6 +124,17 @@ def infilled(cfg: Config, hole_set: str) -> Path:
     sampling.sample(cfg, hole_set, None)
     infill_scoring.floor(cfg, hole_set)
     return infill_scoring.score(cfg, hole_set)
+
+
+def results_said(cfg: Config) -> list[str]:
+    """A line on each ledger that the run has, of its benchmarks and lengths and under its sampling switches' name."""
+    lines = []
+    for benchmark, length in cfg.jobs:
+        if (path := scoring.ledger_path(cfg, benchmark, length)).exists():
+            of = judge.passes(scoring.read(path, cfg.verdicts))
+            n = of["n"]
+            lines.append(f"- {cfg.named(f'{benchmark}, T = {length}')}: base {of['base']}/{n}, plus {of['plus']}/{n}")
+    return lines
 
 
 def infill_said(cfg: Config, hole_set: str) -> str:

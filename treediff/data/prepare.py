@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from treediff import progress
+from treediff import cards, progress
 from treediff.config import Config
 from treediff.data import contamination, examples, sources
 from treediff.data.examples import Dropped
@@ -344,9 +344,9 @@ def _publish(cfg: Config, files: list[Path], temporary: Path, mark: str) -> None
     rows |= {"not_chosen": len(fit) - len(chosen), "kept": len(chosen)}
     known = {"fingerprint": mark, "data": cfg.data, "source": sources.data_stamp(cfg)}
     known |= {"tokenizer": cfg.tokenizer, "rows": rows}
-    write_json(
-        temporary / "stats.json", known | tally.as_dict() | {"contamination": checked, "switches": cfg.as_dict("data")}
-    )
+    known |= tally.as_dict() | {"contamination": checked, "switches": cfg.as_dict("data")}
+    write_json(temporary / "stats.json", known)
+    (temporary / "README.md").write_text(cards.data_card(cfg, known), encoding="utf-8")
 
 
 def choice(numbers: np.ndarray, rows: int, seed: int) -> np.ndarray:

@@ -101,8 +101,8 @@ def _assign(model: nn.Module, name: str, tensor: torch.Tensor, shard: Path, offi
     setattr(module, leaf, nn.Parameter(tensor))
 
 
-def save_backbone(model: LlamaForCausalLM, folder: Path, tok: Any = None, most: int = _SHARD) -> None:
-    """Write `model` (and its tokenizer) to `folder` in LLaDA's format, whole or not at all.
+def save_backbone(model: LlamaForCausalLM, folder: Path, tok: Any = None, most: int = _SHARD, card: str = "") -> None:
+    """Write `model`, its tokenizer and its `card` (README.md) to `folder` in LLaDA's format, whole or not at all.
 
     One file, or several of at most `most` bytes with their index, as the hub has them.
     """
@@ -118,6 +118,8 @@ def save_backbone(model: LlamaForCausalLM, folder: Path, tok: Any = None, most: 
         )
         if tok is not None:
             tok.save_pretrained(temporary)
+        if card:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 def check_tokenizer(model: LlamaForCausalLM, tok: Any) -> None:

@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from treediff import usage
 from treediff.config import SWITCHES, Config, resolve
 from treediff.data import benchmarks, reach, sources
 from treediff.errors import UserError
@@ -182,6 +183,7 @@ def write(cfg: Config) -> Path:
         "power": stats.power_table(),
         "deviations": deviations(cfg),
         "data": data_sets(cfg),
+        "cost": {f.name: spent for f in sorted(cfg.preset_dir.glob("*-seed*")) if (spent := usage.total(f))},
         "provenance": {"report": provenance(switches=cfg.as_dict()), "runs": provenances(cfg)},
     }
     tok, left_out = _tokenizer(cfg, found)
@@ -235,6 +237,7 @@ def write(cfg: Config) -> Path:
             for name, of in facts["data"].items()
         ],
         "deviations": deviations_table(facts["deviations"]),
+        "cost": cost_table(facts["cost"]),
         "seeds": "; ".join(f"{STRATEGIES[s].title}: {', '.join(map(str, k))}" for s, k in seeds(cfg).items()),
         "sandbox": ", ".join(f"{name} ({how})" for name, how in comparisons.sandbox_layers(cfg).items()),
         "figures": [(name, picture, folder / f"{name}.png") for name, picture in drawn.items()],
@@ -334,6 +337,20 @@ def deviations_table(records: list[dict[str, Any]]) -> Table:
     values = [[v if isinstance(v, str) else json.dumps(v) for v in (r["ours"], r["paper"])] for r in records]
     rows = [[r["switch"], *v, r["meaning"]] for r, v in zip(records, values, strict=True)]
     return Table(["switch", "ours", "the paper’s run", "what it is"], rows, f"{len(rows)} switches differ")
+
+
+def cost_table(cost: dict[str, dict[str, dict[str, Any]]]) -> Table | None:
+    """What each run of the preset cost by stage, attempts that failed or were killed included; None if unknown."""
+    rows = [
+        [
+            *(run, stage, of["attempts"], of["not_finished"], f"{of['seconds']:.0f}", f"{of['gpu_hours']:.3g}"),
+            ", ".join(f"{k} {v / 3.6e6:.4g}" for k, v in of["joules"].items()),
+        ]
+        for run, by_stage in cost.items()
+        for stage, of in by_stage.items()
+    ]
+    head = ["run", "stage", "attempts", "of them not finished", "seconds", "GPU-hours", "energy [kWh]"]
+    return Table(head, rows, "What the runs cost, as their machines’ counters say") if rows else None
 
 
 def data_sets(cfg: Config) -> dict[str, Any]:

@@ -21,14 +21,14 @@ import sys
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from treediff import progress
+from treediff import progress, usage
 from treediff.config import Config
 from treediff.data import benchmarks, holes
 from treediff.errors import UserError
@@ -118,15 +118,18 @@ def sample_all(cfg: Config, jobs: Sequence[tuple[str, int | None]]) -> list[Path
         raise UserError(f"{cfg.run_dir}: not trained yet; run `treediff train` with the same switches first.")
     gpus = torch.cuda.device_count()
     processes = 1 if launched else cfg.sample_processes or max(1, gpus)
-    if processes > 1 or (gpus and not launched):
+    taken = (int(os.environ["WORLD_SIZE"]) if launched else processes) if gpus else 0
+    # Of a launcher's processes the first keeps account for all.
+    with usage.attempt(cfg.run_dir, "sample", taken) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        if processes > 1 or (gpus and not launched):
 
-        def made() -> int:
-            found = (_made(samples_path(cfg, *j), settings(cfg, j[1])).keys() & set(every[j]) for j in todo)
-            return sum(map(len, found))
+            def made() -> int:
+                found = (_made(samples_path(cfg, *j), settings(cfg, j[1])).keys() & set(every[j]) for j in todo)
+                return sum(map(len, found))
 
-        launch.sampling(cfg, todo, processes, sum(len(every[j]) for j in todo), made)
-    else:
-        share(cfg, todo)
+            launch.sampling(cfg, todo, processes, sum(len(every[j]) for j in todo), made)
+        else:
+            share(cfg, todo)
     if not launched and (left := missing()):
         raise UserError(f"{samples_path(cfg, *left[0])}: sampling ended before all answers were there; call it again.")
     return paths

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from treediff import usage
 from treediff.config import Config
 from treediff.data import benchmarks
 from treediff.errors import UserError
@@ -24,7 +25,8 @@ def score(cfg: Config, benchmark: str, length: int) -> Path:
     out = ledger_path(cfg, benchmark, length)
     wanted = list(benchmarks.benchmark_problems(cfg, benchmark))
     data, samples = benchmarks.benchmark_file(cfg, benchmark), samples_path(cfg, benchmark, length)
-    scoring.score(benchmark, data, samples, out, workers=cfg.workers, limit_to=wanted, label=cfg.label)
+    with usage.attempt(cfg.run_dir, "score", 0):
+        scoring.score(benchmark, data, samples, out, workers=cfg.workers, limit_to=wanted, label=cfg.label)
     return out
 
 

@@ -18,11 +18,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from treediff import progress
+from treediff import cards, progress, usage
 from treediff.config import Config
 from treediff.data import prepare
 from treediff.errors import Preempted, UserError
@@ -138,10 +138,23 @@ def train(cfg: Config) -> Path:
     total = batch.total_steps(cfg, len(prepare.load(cfg)))
     if len(heldout.rows(cfg)) < cfg.eval_rows and cfg.eval_every:
         log.warning("%s: fewer than eval_rows = %d rows are left to hold out.", cfg.data, cfg.eval_rows)
-    _run(cfg, run_dir.resolve(), total)
+    with usage.attempt(run_dir, "train", _gpus(cfg.processes)) if cfg.node_rank == 0 else nullcontext():
+        _run(cfg, run_dir.resolve(), total)
+    if cfg.node_rank == 0 and is_trained(cfg):  # now what it cost is known, too
+        for kind in ("adapter", "model"):
+            if (run_dir / kind).is_dir():
+                with whole(run_dir / kind / "README.md") as temporary:
+                    temporary.write_text(cards.model_card(cfg, kind), encoding="utf-8")
     if not is_trained(cfg):
         raise UserError(f"{run_dir}: training ended without weights; see {run_dir / 'train.log'}.")
     return run_dir
+
+
+def _gpus(processes: int) -> int:
+    """How many GPUs so many processes take: none on a machine without."""
+    import torch
+
+    return processes if torch.cuda.is_available() else 0
 
 
 def _run(cfg: Config, run_dir: Path, total: int) -> None:
