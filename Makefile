@@ -1,6 +1,6 @@
 # A fresh machine needs make and Python >= 3.11 with venv; everything else goes into .venv, from a lock.
 #   make reproduce [ARGS="--seed 1"]   make test   make lab   make short   make gif   make oracles FROM=...   make clean
-#   make rehearse     make gpu     make wheels     make docs     make sums
+#   make rehearse     make gpu     make wheels     make docs     make sums     make types     make coverage     make audit
 PYTHON ?= python3
 ifndef LOCK
 LOCK := docker/$(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu).lock
@@ -11,7 +11,7 @@ BIN := .venv/bin
 # Where torch's CPU build lies: pip's own index has only the build for CUDA on Linux.
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: reproduce test oracles sums short rehearse gpu wheels gif docs lab venv clean FORCE
+.PHONY: types coverage audit reproduce test oracles sums short rehearse gpu wheels gif docs lab venv clean FORCE
 
 reproduce: venv
 	$(BIN)/treediff reproduce $(ARGS)
@@ -21,6 +21,24 @@ test: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# Strict types in masking, data, sampling and scoring: pyproject.toml says how strict.
+types: venv
+	$(BIN)/mypy
+
+# The share of the package's lines that the tests run, the processes that they start included; less than 90 % fails.
+coverage: venv
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --skip-covered --fail-under 90
+
+# Known vulnerabilities of what the lock names, by PyPI's database; a package that it does not know fails, too.
+AUDIT := build/audit
+audit:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet pip-audit==2.10.1
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r $(LOCK)
 
 # Public files that some tests need, from a folder of yours; without them those tests are skipped, and say so.
 oracles:

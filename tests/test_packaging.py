@@ -77,6 +77,14 @@ def test_the_locks_differ_by_cuda_only():
     assert all(re.match(r"(nvidia|cuda)-|triton$", name) for name in cuda.keys() - cpu.keys())
 
 
+def test_the_hashes_are_of_the_lock_s_versions():
+    text = (ROOT / "docker/cuda.hashes").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?m)^([a-z0-9-]+)==(\S+) \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", text)
+    assert {name: version for name, version, _ in blocks} == pins("cuda")
+    assert "".join(f"{name}=={version} \\\n{hashes}" for name, version, hashes in blocks) == text  # and nothing else
+    assert text.count("--hash=") > 2 * len(blocks)
+
+
 def test_the_cpu_lock_is_complete_and_holds_nothing_else():
     have, cuda_only = pins("cpu").keys(), pins("cuda").keys() - pins("cpu").keys()
     seen: dict[str, dict[str, set[str]]] = {"3.11": {}, "3.12": {}}
