@@ -189,3 +189,10 @@ def test_a_hole_s_file_is_no_switch_s_value(line, file):
 def test_a_decoding_is_named_by_as_too():
     args, extra = cli.parser("sample").parse_known_args(["sample", "--as", "fast", "--threshold", "0.9"])
     assert cli.switches(args, extra).decoding == "fast"
+
+
+def test_a_protocol_fills_no_holes(capsys):
+    with pytest.raises(SystemExit) as e:
+        cli.main(["infill", "--preset", "paper", "--protocol", "llada"])
+    assert e.value.code == 2
+    assert "protocol: the published evaluations fill no holes" in capsys.readouterr().err

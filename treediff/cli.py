@@ -284,6 +284,8 @@ def infill(args: argparse.Namespace, cfg: Config) -> None:
     from treediff.sampling import terminal
 
     path = args.file
+    if cfg.protocol != "none":
+        raise UserError("protocol: the published evaluations fill no holes; leave it out.")
     if args.problems:
         cfg = cfg.but(benchmark_files={**cfg.benchmark_files, cfg.holes: str(args.problems)})
     if path is None:

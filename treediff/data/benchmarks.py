@@ -41,14 +41,19 @@ def benchmark_file(cfg: Config, benchmark: str) -> Path | None:
     """The file of a benchmark's problems: TinyCode's below runs/<preset>, others' as `benchmark_files` says; None is
     EvalPlus's own download."""
     if benchmark == "tinycode":
-        return cfg.preset_dir / f"tinycode-{tinycode.stamp()[:12]}.jsonl"
+        return tinycode_file(cfg)
     path = cfg.benchmark_files.get(benchmark)
     return Path(path) if path else None
 
 
+def tinycode_file(cfg: Config) -> Path:
+    """Where TinyCode's problems lie, whether they are there or not."""
+    return cfg.preset_dir / f"tinycode-{tinycode.stamp()[:12]}.jsonl"
+
+
 def write_tinycode(cfg: Config) -> Path:
     """The file of TinyCode's problems, made if it is missing."""
-    path = benchmark_file(cfg, "tinycode")
+    path = tinycode_file(cfg)
     if not path.exists():
         with whole(path) as temporary:
             temporary.write_text("".join(json.dumps(p) + "\n" for p in tinycode.benchmark()))
@@ -64,7 +69,7 @@ RELEASES = {
 FIELDS = {"prompt": str, "entry_point": str, "canonical_solution": str, "base_input": list, "plus_input": list}
 
 
-def load_benchmark(name: str, data: Path | None = None) -> tuple[dict[str, dict], str]:
+def load_benchmark(name: str, data: Path | None = None) -> tuple[dict[str, dict[str, Any]], str]:
     """The problems of `humaneval`, `mbpp` or `tinycode` by task id, and the SHA-256 of the unpacked data file.
 
     `data` is an EvalPlus-format JSONL or .jsonl.gz file; without it, EvalPlus finds or downloads its own.
@@ -79,7 +84,7 @@ def load_benchmark(name: str, data: Path | None = None) -> tuple[dict[str, dict]
             f"{path}: EvalPlus's download is no release known here (SHA-256 {digest}), perhaps cut short; delete the "
             "file to have it downloaded again."
         )
-    problems: dict[str, dict] = {}
+    problems: dict[str, dict[str, Any]] = {}
     for row, problem in rows(path, raw):
         if problem.get("plus_input") == {}:  # how MbppPlus writes that a task has no further tests
             problem["plus_input"] = []
@@ -132,7 +137,7 @@ def unpack(path: Path) -> bytes:
         raise UserError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e}); give another file.") from None
 
 
-def rows(path: Path, raw: bytes) -> Iterator[tuple[int, dict]]:
+def rows(path: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number from 1, object) of each non-blank line."""
     for row, line in enumerate(raw.split(b"\n"), 1):
         if not line.strip():

@@ -226,7 +226,7 @@ class Index:
         shares["minhash"] = alike
         best = int(np.argmax(np.maximum.reduce(list(shares.values()))))
         by = tuple(k for k, v in shares.items() if v.max() >= FLAG[k])
-        return Near(self.tasks[best], *(round(float(v[best]), 4) for v in shares.values()), by)
+        return Near(self.tasks[best], *(round(float(v[best]), 4) for v in shares.values()), by)  # type: ignore[arg-type, call-arg]
 
 
 class Grams(NamedTuple):
@@ -280,6 +280,12 @@ def _load(name: str, path: Path | None, time: int) -> tuple[dict[str, Any], str]
         return str(e)
 
 
+def _problems(key: tuple[str, Path | None, int]) -> dict[str, Any]:
+    """The problems of a benchmark that `_reach` found."""
+    loaded = _load(*key)
+    return {} if isinstance(loaded, str) else loaded[0]
+
+
 def stamps(cfg: Config) -> dict[str, str]:
     """SHA-256 of each benchmark that rows can be compared with, by name.
 
@@ -300,7 +306,7 @@ def index(cfg: Config) -> Index:
 
 @lru_cache(maxsize=2)
 def _index(keys: tuple[tuple[str, Path | None, int], ...]) -> Index:
-    return Index({task: problem for key in keys for task, problem in _load(*key)[0].items()})
+    return Index({task: problem for key in keys for task, problem in _problems(key).items()})
 
 
 # --- rows ----------------------------------------------------------------------------------------------------------
@@ -400,7 +406,7 @@ def embedded(cfg: Config, files: list[Path]) -> dict[str, Any]:
         while some := list(islice(items, 32)):
             yield some
 
-    problems = {task: p for key in _reach(cfg)[0].values() for task, p in _load(*key)[0].items()}
+    problems = {task: p for key in _reach(cfg)[0].values() for task, p in _problems(key).items()}
     names = list(problems)
     said = (f"{docstring(p['prompt'])}\n{p['prompt']}{p['canonical_solution']}" for p in problems.values())
     against = torch.cat([embed(some) for some in batched(said)])

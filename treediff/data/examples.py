@@ -95,7 +95,7 @@ def example(row: dict[str, Any], language: str = "python", empty_reasoning: str 
 def prompt_text(tok: PreTrainedTokenizerFast, message: str) -> str:
     """The user's message in the model's chat template, up to the open assistant header."""
     turn = [{"role": "user", "content": message}]
-    return tok.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    return str(tok.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
 
 
 def encode(cfg: Config, tok: PreTrainedTokenizerFast, ex: Example) -> dict[str, Any]:
@@ -125,11 +125,11 @@ def encode(cfg: Config, tok: PreTrainedTokenizerFast, ex: Example) -> dict[str, 
     tiers[start:end] = byte_tiers(parsed, cfg.tier_owner)
     weights = cfg.weights()[CODE:] if cfg.token_owner == "max_weight" else None
     at = tokens.anchors(tok, ids, starts)
-    labels = np.full(len(ids), REASONING, np.uint8)
+    inner = np.full(len(ids), REASONING, np.uint8)
     inside = (at >= start) & (at < end)
-    labels[inside] = CODE + tokens.token_tiers(tok, ids, starts, tiers, weights, cfg.blank_owner)[inside]
+    inner[inside] = CODE + tokens.token_tiers(tok, ids, starts, tiers, weights, cfg.blank_owner)[inside]
     found = groups(cfg, parsed, at[inside] - start, len(prompt) + int(np.searchsorted(at, start)))
-    labels = [np.full(len(prompt), PROMPT, np.uint8), labels, np.full(len(ending), REASONING, np.uint8)]
+    labels = [np.full(len(prompt), PROMPT, np.uint8), inner, np.full(len(ending), REASONING, np.uint8)]
     return {
         "id": ex.id,
         "uid": uid(ex),

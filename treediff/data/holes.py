@@ -111,7 +111,7 @@ def nodes(parsed: Parsed) -> list[Node]:
         inside = (start, len(parsed.source[:end].rstrip()))
         if inside[1] <= start or inside == everything or kind == len(g.tier_of_kind) - 1:
             continue
-        node = Node(*inside, g.parser.language.node_kind_for_id(kind), TIERS[g.tier_of_kind[kind]])
+        node = Node(*inside, g.kind_name(kind), TIERS[g.tier_of_kind[kind]])
         if node.type == "block":  # a run of statements rather than a thing of the language
             continue
         if inside not in found or (found[inside].tier == "default" != node.tier):
@@ -129,13 +129,14 @@ def cut(program: str, tiers: tuple[str, ...], number: int, seed: int, task: str,
         chosen = random.Random(f"holes {seed} {task} {tier}").sample(mine, min(number, len(mine)))
         for n in sorted(chosen):
             text = [source[a:b].decode() for a, b in ((0, n.start), (n.start, n.end), (n.end, len(source)))]
-            out.append(Hole(f"{task}/{tier}/{n.start}-{n.end}", task, *text, problem, n.type, tier))
+            out.append(Hole(f"{task}/{tier}/{n.start}-{n.end}", task, *text, problem, n.type, tier))  # type: ignore[call-arg]
     return out
 
 
 def _function(parsed: Parsed, name: str) -> Any:
     """The tree's last function of this name, or None."""
-    found, todo = None, [parsed.tree.root_node]
+    found: Any = None
+    todo = [parsed.tree.root_node]
     while todo:
         node = todo.pop()
         named = node.child_by_field_name("name") if node.type == "function_definition" else None
@@ -149,7 +150,7 @@ def _docstring(block: Any) -> Any:
     """The statement that is the docstring of a module or function body, or None."""
     first = next((c for c in block.named_children if c.type != "comment"), None) if block is not None else None
     is_text = first is not None and first.type == "expression_statement" and first.named_child_count == 1
-    return first if is_text and first.named_children[0].type in ("string", "concatenated_string") else None
+    return first if first and is_text and first.named_children[0].type in ("string", "concatenated_string") else None
 
 
 def without_docstring(program: str, entry_point: str) -> str:
@@ -303,7 +304,7 @@ def at_node(name: str, source: bytes, position: str, language: str = "python") -
         raise UserError(f"{name}: no node smaller than the whole file is at {position}; point at some code.")
     node = max(starting, key=lambda n: n.end) if starting else min(around, key=lambda n: n.end - n.start)
     text = [source[a:b].decode() for a, b in ((0, node.start), (node.start, node.end), (node.end, len(source)))]
-    return _of_file(name, *text, node.type, node.tier)
+    return _of_file(name, *text, node.type, node.tier)  # type: ignore[call-arg]
 
 
 def _of_file(name: str, prefix: str, text: str | None, suffix: str, node: str, tier: str) -> Hole:

@@ -22,7 +22,7 @@ import shutil
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -120,7 +120,7 @@ def stats(cfg: Config, out: Path | None = None) -> dict[str, Any]:
     The contamination is checked again if it was not checked yet, or against other benchmark files or embeddings.
     """
     folder = Path(out or data_folder(cfg))
-    found = read_json(folder / "stats.json")
+    found: dict[str, Any] = read_json(folder / "stats.json")
     known = found["contamination"]
     other_model = cfg.embedder not in ("", known.get("embeddings", {}).get("model")) and known["against"]
     if other_model or known["against"] != contamination.stamps(cfg):
@@ -365,7 +365,9 @@ def _write(files: list[Path], chosen: np.ndarray, temporary: Path, mark: str) ->
 
     columns = ["id", "uid", "input_ids", "labels", *examples.COLUMNS]
     features = datasets.Features.from_arrow_schema(pa.schema([_schema().field(c) for c in columns]))
-    tally, shards, writer, size = Tally(), [], None, 0
+    tally, size = Tally(), 0
+    shards: list[str] = []
+    writer: Any = None
     for path in files:
         with pa.OSFile(str(path)) as file:
             table = pa.ipc.open_stream(file).read_all()
@@ -382,8 +384,9 @@ def _write(files: list[Path], chosen: np.ndarray, temporary: Path, mark: str) ->
     writer.finalize()
     # What Dataset.save_to_disk writes; that would map all of it into memory first.
     datasets.DatasetInfo(features=features).write_to_directory(str(temporary))
-    state = {"_data_files": [{"filename": name} for name in shards], "_fingerprint": mark, "_split": None}
-    state |= {"_format_type": None, "_format_columns": None, "_format_kwargs": {}, "_output_all_columns": False}
+    state: dict[str, Any] = {"_data_files": [{"filename": name} for name in shards], "_fingerprint": mark}
+    state |= {"_split": None, "_format_type": None, "_format_columns": None, "_format_kwargs": {}}
+    state["_output_all_columns"] = False
     write_json(temporary / "state.json", state)
     return tally
 
@@ -392,7 +395,8 @@ def _facts(path: Path) -> dict[str, Any]:
     import pyarrow as pa
 
     with pa.OSFile(str(path)) as file:
-        return json.loads(pa.ipc.open_stream(file).schema.metadata[b"facts"])
+        facts: dict[str, Any] = json.loads(pa.ipc.open_stream(file).schema.metadata[b"facts"])
+    return facts
 
 
 class Tally:
@@ -444,7 +448,7 @@ def _check(cfg: Config, files: list[Path]) -> dict[str, Any]:
 
 
 # --- processes -----------------------------------------------------------------------------------------------------
-def spread(cfg: Config, task: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+def spread(cfg: Config, task: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Generator[Any]:
     """task(*job) of every job, in order, over `workers` processes (0: one per core); here, if there is but one job.
 
     Only a few jobs are drawn ahead. An error of a task is raised here; BrokenProcessPool if a process dies.
@@ -459,7 +463,7 @@ def spread(cfg: Config, task: Callable[..., Any], jobs: Iterable[tuple[Any, ...]
     # Not forked: the tokenizer's and torch's threads would not survive it.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_as_worker) as pool:
-        waiting: deque = deque()
+        waiting: deque[Any] = deque()
         try:
             for job in chain(first, jobs):
                 waiting.append(pool.submit(task, *job))
@@ -474,7 +478,7 @@ def spread(cfg: Config, task: Callable[..., Any], jobs: Iterable[tuple[Any, ...]
 def _as_worker() -> None:
     """A worker leaves Ctrl-C to the process that started it, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
+    parent: Any = multiprocessing.parent_process()
 
     def follow() -> None:
         parent.join()

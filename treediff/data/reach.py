@@ -75,7 +75,7 @@ def reach(cfg: Config, data: Any, rows: int = _ROWS, draws: int = _DRAWS) -> dic
             "per_step": round(mean * cfg.rows_per_step, 1),
             "points_per_million": None if implied is None else float(f"{implied:.3g}"),
         }
-    known = {"rows": len(chosen), "of_rows": len(data), "rows_per_step": cfg.rows_per_step}
+    known: dict[str, Any] = {"rows": len(chosen), "of_rows": len(data), "rows_per_step": cfg.rows_per_step}
     known |= {"answer_tokens": answer, "code_tokens": code, "code_share": round(code / max(1, answer), 4)}
     return known | {"pairs": pairs}
 

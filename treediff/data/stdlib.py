@@ -158,7 +158,8 @@ def _without_duplicates(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]
     """The rows without those whose body is nearly that of an earlier one, or whose name is."""
     from datasketch import MinHashLSH
 
-    table, sketches = MinHashLSH(threshold=ALIKE, num_perm=contamination.PERMUTATIONS), {}
+    table = MinHashLSH(threshold=ALIKE, num_perm=contamination.PERMUTATIONS)
+    sketches: dict[str, Any] = {}
     for row in found:
         sketch = contamination.features("", row["solution"]).sketches[0]
         alike = (sketches[name].jaccard(sketch) for name in table.query(sketch))

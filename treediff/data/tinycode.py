@@ -308,7 +308,8 @@ class Problem(NamedTuple):
         return FAMILIES[self.family].signature + self.body.rstrip("\n")
 
     def _fill(self, part: str) -> str:
-        return getattr(FAMILIES[self.family], part).format(**self._fill_slots())
+        text: str = getattr(FAMILIES[self.family], part)
+        return text.format(**self._fill_slots())
 
     def _fill_slots(self) -> dict[str, str]:
         """Each slot in words, and in code under its upper-case letter."""
@@ -320,6 +321,13 @@ class Problem(NamedTuple):
         return fields
 
 
+def _groups(pattern: str, text: str) -> tuple[str, ...]:
+    """The groups of a pattern that the whole text has."""
+    if (found := re.fullmatch(pattern, text)) is None:
+        raise ValueError(f"{text!r} is not of the form {pattern}")
+    return found.groups()
+
+
 def _read(table: str) -> dict[str, Family]:
     """The families of a table in the form that `_TABLE` explains."""
     families, rows = {}, table.strip().split("\n")
@@ -327,9 +335,9 @@ def _read(table: str) -> dict[str, Family]:
         name, takes, *specs = head.split()
         slots = []
         for spec in specs:
-            slot, kind, var, bounds = re.fullmatch(r"(\w)=(\w+)(?::([^:]+))?(?::(\d+-\d+))?", spec).groups()
+            slot, kind, var, bounds = _groups(r"(\w)=(\w+)(?::([^:]+))?(?::(\d+-\d+))?", spec)
             slots.append(Slot(slot, kind, var or "x", *map(int, (bounds or "0-99").split("-"))))
-        lines = [re.fullmatch(r"(>*) ?(.*)", line).groups() for line in code.strip().split(" | ")]
+        lines = [_groups(r"(>*) ?(.*)", line) for line in code.strip().split(" | ")]
         body = "".join(f"{'    ' * (len(depth) + 1)}{line}\n" for depth, line in lines)
         families[name] = Family(name, takes, tuple(slots), text.strip(), body)
     return families
@@ -440,7 +448,8 @@ def benchmark(seed: int = 0) -> list[dict[str, Any]]:
     rng = random.Random(f"tinycode benchmark {seed}")
     tasks: list[dict[str, Any]] = []
     for half in ("constants", "composition"):
-        pools, chosen = _pools(half), {}  # a dict, for its order
+        pools = _pools(half)
+        chosen: dict[Any, None] = {}  # for its order
         while len(chosen) < HALF:
             for name in rng.sample(list(pools), len(pools)):
                 pool = rng.choice(pools[name])

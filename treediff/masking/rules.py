@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import pkgutil
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -78,9 +79,7 @@ class Draw(NamedTuple):
     """What a rule masks the code of a batch by. It answers with the code positions to mask, bool (B, L)."""
 
     labels: torch.Tensor  # uint8 (B, L): `tokens.LABELS` by code
-    groups: (
-        list[np.ndarray] | None
-    )  # per sample the column that the rule reads, int32 (n, 3): tokens [start, end), number
+    groups: list[np.ndarray]  # per sample the column that the rule reads, int32 (n, 3): tokens [start, end), number
     uid: torch.Tensor  # int64 (B,): sample ids
     step: int  # of the optimiser
     p: torch.Tensor  # float64 (B,): noise levels
@@ -108,8 +107,10 @@ def corrupt(
     """
     u = uniform(cfg.seed, uid, step, TOKENS, labels.shape[1])
     # Exact in float64: the largest N with N <= P L.
-    draw = Draw(labels, groups, uid, step, p, u, torch.floor(p * (labels >= CODE).sum(1)).long())
-    rule = pkgutil.resolve_name(STRATEGIES[cfg.masking].rule or STRATEGIES["random"].rule)
+    budget = torch.floor(p * (labels >= CODE).sum(1)).long()
+    draw = Draw(labels, groups if groups is not None else [], uid, step, p, u, budget)
+    name = STRATEGIES[cfg.masking].rule or STRATEGIES["random"].rule
+    rule: Callable[[Config, Draw], torch.Tensor] = pkgutil.resolve_name(name)
     return (u < p[:, None]) & (labels == REASONING) | rule(cfg, draw)
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -49,6 +49,10 @@ class Grammar:
     names: np.ndarray  # bool: some kind of identifier
     bodies: dict[int, int]  # id of the field up to which a header reaches
     marks: bytes  # by byte: 1 for punctuation
+
+    def kind_name(self, kind: int) -> str:
+        """What the grammar calls a kind of node."""
+        return (self.parser.language and self.parser.language.node_kind_for_id(kind)) or ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def grammar(language: str = "python") -> Grammar:
     kinds: dict[str, list[int]] = {}  # aliases give one name several ids
     for i in range(lang.node_kind_count):
         if lang.node_kind_is_named(i):
-            kinds.setdefault(lang.node_kind_for_id(i), []).append(i)
+            kinds.setdefault(lang.node_kind_for_id(i) or "", []).append(i)
 
     def ids(name: str) -> list[int]:
         if name not in kinds:
@@ -107,7 +111,7 @@ def grammar(language: str = "python") -> Grammar:
     names[[i for name, every in kinds.items() if name.endswith("identifier") for i in every]] = True
     for name in table.comments.split():
         comments[ids(name)] = True
-    bodies = {}
+    bodies: dict[int, int] = {}
     for entry in table.headers.split():
         name, _, field = entry.partition(":")
         number = lang.field_id_for_name(field or "body")
@@ -189,7 +193,7 @@ def _walk(tree: tree_sitter.Tree, g: Grammar) -> Nodes:
     cut: list[tuple[int, int]] = []  # index of a header, start of its body
     add_start, add_end, add_kind = starts.append, ends.append, kinds.append
     bodies = g.bodies
-    cursor = tree.walk()
+    cursor: Any = tree.walk()
     down, right, up = cursor.goto_first_child, cursor.goto_next_sibling, cursor.goto_parent
     while True:
         node = cursor.node
@@ -262,7 +266,7 @@ def _paint_rest(tiers: np.ndarray, parsed: Parsed) -> np.ndarray:
 def _keyword_tiers(parsed: Parsed) -> np.ndarray:
     """Only a tiered node's own anonymous tokens (`if`, `=`, `return`) and tiered leaves take its tier."""
     g, tiers = parsed.grammar, np.zeros(len(parsed.source), np.uint8)
-    cursor = parsed.tree.walk()
+    cursor: Any = parsed.tree.walk()
     above = [DEFAULT]  # tier by type of each node on the path
     done = False
     while not done:
@@ -340,7 +344,7 @@ def telling_function(parsed: Parsed) -> tuple[int, int]:
     """First and last row (0-based) of the shortest function that has most tiers; of the source if it has none."""
     g, nodes, tiers = parsed.grammar, parsed.nodes, byte_tiers(parsed)
     newlines = np.flatnonzero(np.frombuffer(parsed.source, np.uint8) == ord("\n"))
-    names = {kind: g.parser.language.node_kind_for_id(kind) for kind in g.bodies}
+    names = {kind: g.kind_name(kind) for kind in g.bodies}
     functions = [kind for kind, name in names.items() if "function" in name or "method" in name]
     at = np.flatnonzero(np.isin(nodes.kind, functions))
     start, end = (nodes.start[at], nodes.end[at]) if len(at) else (nodes.start[:1], nodes.end[:1])

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -72,7 +72,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
         # Code that a folder brings along is never run; without that word transformers would ask and wait. The model's
         # own config.json says nothing about the tokenizer, and one of an unknown model makes transformers warn.
         own = {"config": PreTrainedConfig(), "trust_remote_code": False}
-        tok = AutoTokenizer.from_pretrained(name, revision=revision, **own)
+        tok: Any = AutoTokenizer.from_pretrained(name, revision=revision, **own)
     except (OSError, ValueError) as e:
         if "trust_remote_code" in str(e):
             raise UserError(
@@ -93,7 +93,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     if not tok.chat_template:
         tok.chat_template = CHAT_TEMPLATE
     byte_table(tok)
-    return tok
+    found: PreTrainedTokenizerFast = tok
+    return found
 
 
 # How a text is cut before the merges. The frame of an answer is one piece each. A number is a piece of its own whatever
@@ -159,9 +160,9 @@ def byte_table(tok: PreTrainedTokenizerFast) -> ByteTable:
         spelling[i] = text.encode() if i in added else bytes(byte_of[c] for c in text)
     length = np.array([len(s) for s in spelling], np.int64)
     stripped = np.array([len(s.lstrip()) for s in spelling], np.int64)
-    text = np.frombuffer(b"".join(spelling), np.uint8)
+    every = np.frombuffer(b"".join(spelling), np.uint8)
     lead, place = np.where(stripped > 0, length - stripped, 0), np.cumsum(length) - length
-    table = ByteTable(spelling, length, lead, stripped == 0, text, place)
+    table = ByteTable(spelling, length, lead, stripped == 0, every, place)
     _TABLES[id(tok)] = (tok, table)
     return table
 
@@ -210,12 +211,12 @@ def place(tok: PreTrainedTokenizerFast, ids: np.ndarray, text: bytes) -> np.ndar
             f"tokenizer: {tok.name_or_path} does not keep the text: {raw[at : at + 8].tobytes()!r} at byte {at} "
             f"comes back as {spelled[at : at + 8].tobytes()!r}; a lossless tokenizer is needed."
         )
-    return starts
+    return np.asarray(starts)
 
 
 def anchors(tok: PreTrainedTokenizerFast, ids: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """The byte that decides a token's owner: its first non-blank one, or its first if all are blank. int64 (n,)."""
-    return starts + byte_table(tok).lead[ids]
+    return np.asarray(starts + byte_table(tok).lead[ids])
 
 
 def token_tiers(

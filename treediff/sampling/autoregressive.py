@@ -31,7 +31,7 @@ class Autoregressive:
         dtype = torch.float32 if cfg.precision == "fp32" else torch.bfloat16
         try:
             self.tok = AutoTokenizer.from_pretrained(cfg.model, padding_side="left", trust_remote_code=False)
-            net = AutoModelForCausalLM.from_pretrained(cfg.model, dtype=dtype, trust_remote_code=False)
+            net: Any = AutoModelForCausalLM.from_pretrained(cfg.model, dtype=dtype, trust_remote_code=False)
             self.net = net.to(diffusion.device()).eval()
         except (OSError, ValueError, KeyError) as e:
             if "trust_remote_code" in str(e):
@@ -55,7 +55,7 @@ class Autoregressive:
         said, begin = prompts.message(self.cfg, problem)
         if self.tok.chat_template:
             turn = [{"role": "user", "content": said}]
-            text = self.tok.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) + begin
+            text = str(self.tok.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)) + begin
             return self.tok(text, add_special_tokens=False).input_ids, begin
         return self.tok(f"{said}\n{begin}").input_ids, begin
 

@@ -155,7 +155,7 @@ def decode(
     with forward.cudnn(False):  # canvases have masks, and each its own length
         for block in range(how.blocks):
             if places is not None:  # those whose holes reach so far
-                mine = [i for i, n in enumerate(run.lengths) if n > block * how.block_length]
+                mine = [i for i, n in enumerate(run.lengths or []) if n > block * how.block_length]
                 rows = torch.tensor(mine, device=run.ids.device)
                 if not mine:
                     break
@@ -266,8 +266,9 @@ class _Run:
             self.places = at.to(self.device)
         self.ids = ids.to(self.device)
         self.start = ids.shape[1] - how.gen_length
-        hidden = attention_mask is not None
-        self.bias = forward.padding_bias(net, attention_mask.to(self.device)) if hidden else None
+        self.bias = None
+        if attention_mask is not None:
+            self.bias = forward.padding_bias(net, attention_mask.to(self.device))
         self.uids = torch.tensor(list(uids), device=self.device)
         self.ends = torch.tensor(how.ends, device=self.device)
         self.kept = None if how.cache == "none" else forward.KeyValues()
@@ -400,4 +401,4 @@ class _Run:
         if not self.how.official:
             answers = torch.where(self.at == NEVER, self.how.ends[0], answers)
         parts = (answers, self.at, self.sure, self.margin, self.margin_at)
-        return Decoded(*(p.cpu() for p in parts), self.forwards)
+        return Decoded(*(p.cpu() for p in parts), self.forwards)  # type: ignore[call-arg, arg-type]

@@ -69,7 +69,9 @@ def fill(
     prompts = [list(itertools.chain(*t.known)) for t in texts]
     places = []
     for known, lengths in texts:
-        given, asked, at = [], [], 0
+        given: list[int] = []
+        asked: list[int] = []
+        at = 0
         for piece, length in zip(known, [*lengths, 0], strict=True):
             given += range(at, at + len(piece))
             asked += range(at + len(piece), at + len(piece) + length)
@@ -78,14 +80,15 @@ def fill(
     longest = max((sum(t.lengths) for t in texts), default=0)
     how = dataclasses.replace(how, gen_length=longest, steps=longest)
     if not longest:
-        return [Filled(*([[[] for _ in t.lengths]] * 3), math.inf, decode.NEVER) for t in texts]
+        empty: list[list[list[Any]]] = [[[] for _ in t.lengths] for t in texts]
+        return [Filled(e, e, e, math.inf, decode.NEVER) for e in empty]
     out = decode.decode(net, prompts, how, uids, watch, places)
     found = []
     for row, text in enumerate(texts):
         ends = list(itertools.accumulate(text.lengths, initial=0))
         columns = (out.ids[row].tolist(), out.committed_at[row].tolist(), out.confidence[row].tolist())
-        parts = [[column[a:b] for a, b in itertools.pairwise(ends)] for column in columns]
-        found.append(Filled(*parts, out.margin[row].item(), out.margin_at[row].item()))
+        ids, at_steps, confidence = ([column[a:b] for a, b in itertools.pairwise(ends)] for column in columns)
+        found.append(Filled(ids, at_steps, confidence, float(out.margin[row]), int(out.margin_at[row])))
     return found
 
 
@@ -128,7 +131,8 @@ class Infiller:
         self.cfg, self.tok = cfg, tokens.load_tokenizer(sources.tokenizer_folder(cfg), cfg.revision)
         self.how = diffusion.decoding(cfg, self.tok, 0, holes=cfg.tokens_per_step, early_exit=False)
         self.net = diffusion.load_run(cfg)
-        self.limit = self.net.config.max_position_embeddings
+        config: Any = self.net.config
+        self.limit = int(config.max_position_embeddings)
 
     def gap(self, hole: Hole, sample: int) -> Gap:
         """The hole on the canvas. Raises UserError if it, or what stands around it, does not fit."""
@@ -150,7 +154,7 @@ class Infiller:
                 f"hole_length: nobody knows the true length of the hole in {gap.hole.id}; give a number of tokens, or "
                 "search."
             )
-        return [gap.size if self.cfg.hole_length == "oracle" else int(self.cfg.hole_length)]
+        return [gap.size or 0 if self.cfg.hole_length == "oracle" else int(self.cfg.hole_length)]
 
     def answer(self, batch: Sequence[Gap], watch: decode.Watch | None) -> list[dict[str, Any]]:
         """Per hole: its completion, the ids in it and how they came about, and under `search` each length's score.

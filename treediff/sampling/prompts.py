@@ -65,7 +65,7 @@ def extract(text: str, entry_point: str, rule: str) -> str:
     if rule == "sanitize":
         from evalplus.sanitize import sanitize
 
-        return sanitize(text, entry_point)
+        return str(sanitize(text, entry_point))
     return first_fence(text)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TextIO
 
 from treediff.config import Config
 from treediff.data.holes import Hole
@@ -34,8 +35,9 @@ def stream(cfg: Config, problem: str, out: TextIO) -> str:
     model = Autoregressive(cfg, length) if cfg.model else diffusion.Diffusion(cfg, length)
     ids, begin = model.prompt(problem)
     prompt = prompts.Prompt("prompt", 0, problem, ids, begin)
-    screen = Screen(out, model.tok, cfg) if out.isatty() and not cfg.model else None
-    text = begin + model.answer([prompt], screen.draw if screen else lambda *_: None)[0]["text"]
+    tok: Any = model.tok
+    screen = Screen(out, tok, cfg) if out.isatty() and not cfg.model else None
+    text: str = begin + model.answer([prompt], screen.draw if screen else lambda *_: None)[0]["text"]
     if screen:
         screen.wipe()
     out.write((harmless(text) if out.isatty() else text) + "\n")
@@ -71,9 +73,12 @@ class Screen:
 
     def __init__(self, out: TextIO, tok: PreTrainedTokenizerFast, cfg: Config, pause: float = 1 / 15) -> None:
         self.out, self.tok, self.mask, self.pause = out, tok, tok.mask_token_id, pause
-        self.lines, self.drawn, self.last = 0, 0.0, []
+        self.lines, self.drawn = 0, 0.0
+        self.last: list[int] = []
         self.size = shutil.get_terminal_size()
-        self.frame_of = lambda ids, before: frame(tok, ids, before, self.size.columns, self.size.lines - 2)
+        self.frame_of: Callable[..., str] = lambda ids, before: frame(
+            tok, ids, before, self.size.columns, self.size.lines - 2
+        )
 
     def draw(self, state: torch.Tensor, behind: float) -> None:
         """Draw the first answer of `state` (B, T), at most 15 times a second."""

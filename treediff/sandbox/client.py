@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 from treediff.sandbox.isolation import NAMESPACES, PACKAGES, SCRATCH, absent, readable, waited
@@ -142,7 +142,7 @@ class Sandbox:
         seconds: float,
         as_set: bool = False,
         waits: list[float] | None = None,
-    ) -> Iterator[Frame]:
+    ) -> Generator[Frame]:
         """What `program`'s `entry` returns for each of the (packed) `inputs`, frame by frame; first `r` or `d`.
 
         `limits`: seconds for each call, by EvalPlus's timer inside; `waits`: for each answer, by our own clock

@@ -52,18 +52,19 @@ def judge(cfg: Config, hole_set: str, samples: Path, out: Path) -> dict[str, Any
     if hole_set.startswith("ast-"):
         benchmark = hole_set.removeprefix("ast-")
         wanted = benchmarks.benchmark_problems(cfg, benchmark)
-        tasks = {row["task_id"] for row in read_jsonl(samples)}
+        there = {row["task_id"] for row in read_jsonl(samples)}
         data = benchmarks.benchmark_file(cfg, benchmark)
-        limit_to = [task for task in wanted if task in tasks]  # a program without a node of the tier has no hole
-        how = {"workers": cfg.workers, "limit_to": limit_to, "label": cfg.label}
-        return scoring.score(benchmark, data, samples, out, **how)
+        limit_to = [task for task in wanted if task in there]  # a program without a node of the tier has no hole
+        workers, label = cfg.workers, cfg.label
+        return scoring.score(benchmark, data, samples, out, workers=workers, limit_to=limit_to, label=label)
     by_key = numbered(holes.load(cfg, hole_set))
     programs = {(r["task_id"], r.get("sample", 0)): r["solution"] for r in read_jsonl(samples)}
     rules = {"python": ".".join(map(str, sys.version_info[:3])), "seconds": SECONDS, "memory_bytes": MEMORY}
     settings = {"samples_sha256": hashlib.sha256(samples.read_bytes()).hexdigest(), "holes": len(by_key)}
     settings |= rules | cfg.label
-    if out.exists() and read_json(out).get("settings") == settings:
-        return read_json(out)
+    earlier: dict[str, Any] = read_json(out) if out.exists() else {}
+    if earlier.get("settings") == settings:
+        return earlier
     verdicts, sandbox = checked({k: (h, programs[k]) for k, h in by_key.items()}, cfg.workers, f"score {hole_set}")
     tasks: dict[str, list[dict[str, Any]]] = {}
     for (task, _), verdict in verdicts.items():
@@ -113,7 +114,7 @@ def floor(cfg: Config, hole_set: str) -> set[str]:
 
 def _passed(ledger: Mapping[str, Any], key: tuple[str, int]) -> bool:
     verdict = stats.samples(ledger["tasks"][key[0]])[key[1]]
-    return verdict["base"] == "pass" and verdict.get("plus", "pass") == "pass"
+    return bool(verdict["base"] == "pass" and verdict.get("plus", "pass") == "pass")
 
 
 def outcomes(cfg: Config, hole_set: str) -> dict[str, dict[str, Any]] | None:

@@ -112,8 +112,8 @@ def _surest(net: nn.Module, canvases: list[torch.Tensor], mask_id: int, device: 
     width = max(map(len, canvases))
     ids = torch.zeros((len(canvases), width), dtype=torch.long)
     seen = torch.zeros_like(ids)
-    for row, canvas in enumerate(canvases):
-        ids[row, : len(canvas)], seen[row, : len(canvas)] = canvas, 1
+    for i, canvas in enumerate(canvases):
+        ids[i, : len(canvas)], seen[i, : len(canvas)] = canvas, 1
     row, place = ((ids == mask_id) & (seen == 1)).nonzero(as_tuple=True)
     hidden = forward.hidden_states(net, ids.to(device), None if seen.all() else seen.to(device))
     logits = forward.lm_head(net)(hidden[row.to(device), place.to(device)]).float()
@@ -172,7 +172,7 @@ def score(cfg: Config) -> Path:
     with progress.bar(total=len(chosen), initial=there, desc=f"nodes {cfg.run_dir.name}", mininterval=2) as bar:
         for first in range(0, len(todo), _PART):
             some = todo[first : first + _PART]
-            right = restore(net, mask_id, some)
+            right = restore(net, mask_id, some) if net else []
             with part.open("a") as file:
                 file.writelines(json.dumps([n.id, r]) + "\n" for n, r in zip(some, right, strict=True))
                 file.flush()

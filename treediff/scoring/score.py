@@ -33,12 +33,12 @@ from treediff.sandbox import isolation
 from treediff.sandbox.runner import MEMORY
 from treediff.sandbox.values import pack
 from treediff.scoring import departures, stats
-from treediff.scoring.verdicts import MIN_SECONDS, MOST_SECONDS, TIME_FACTOR, decided
+from treediff.scoring.verdicts import MIN_SECONDS, MOST_SECONDS, TIME_FACTOR, Job, decided
 
 log = logging.getLogger(__name__)
 
 
-def read_samples(samples: Path, problems: dict[str, dict]) -> tuple[dict[str, list[str]], str, int]:
+def read_samples(samples: Path, problems: dict[str, dict[str, Any]]) -> tuple[dict[str, list[str]], str, int]:
     """Programs by task id, the file's SHA-256, and how many rows are of tasks that this release does not have.
 
     A row holds task_id and `solution`, or `completion`, which the prompt is put before. Several samples of a task are
@@ -93,7 +93,7 @@ def score(
     limit_to: Iterable[str] | None = None,
     without: Iterable[str] = (),
     label: Mapping[str, str] | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """The ledger of `samples`, written to `out`. A finished ledger of the same samples, data and settings is reused.
 
     `workers`: programs at a time, 0 for one per core. `limit_to`: the only task ids to score. `without`: layers of
@@ -155,7 +155,7 @@ def score(
     }
     journal = out.with_name(f".{out.name}.journal")
     with _journal(journal) as (done, write):
-        jobs = {}  # by key: samples of a task that are the same program are run once
+        jobs: dict[str, Job] = {}  # by key: samples of a task that are the same program are run once
         for task in oracle:
             for n, program in enumerate(programs.get(task, ())):
                 if keys[task, n] not in done:
@@ -163,10 +163,10 @@ def score(
                     jobs.setdefault(keys[task, n], (name, {"program": program}, oracle[task]))
         key_of, sandbox = {name: key for key, (name, _, _) in jobs.items()}, done.get("sandbox", {})
         known = len({*keys.values()}) - len(jobs)
-        for name, result in decided(list(jobs.values()), workers, list(without), f"score {benchmark}", known):
-            if name is None:
+        for which, result in decided(list(jobs.values()), workers, list(without), f"score {benchmark}", known):
+            if which is None:
                 sandbox = result = isolation.weakest(sandbox, result)
-            key = "sandbox" if name is None else key_of[name]
+            key = "sandbox" if which is None else key_of[which]
             done[key] = result
             write(key, result)
         several = any(len(of) > 1 for of in programs.values())
@@ -185,7 +185,7 @@ def score(
     return ledger
 
 
-def _earlier(out: Path) -> dict | None:
+def _earlier(out: Path) -> dict[str, Any] | None:
     """The ledger in `out`, if there is one. Raises UserError if it is anything else, which the ledger would replace."""
     if not out.exists():
         return None
@@ -213,13 +213,13 @@ def _memory() -> int:
     return min([MEMORY, *(value for name, value in lower.items() if name != "STACK")])
 
 
-def passes(ledger: dict) -> dict[str, int]:
+def passes(ledger: dict[str, Any]) -> dict[str, int]:
     """How many programs there are, pass the base tests, and pass both the base and the plus tests (EvalPlus's `+`)."""
     counted = {part: stats.counts(ledger, part).values() for part in PARTS}
     return {"n": sum(n for _, n in counted["base"]), **{part: sum(c for c, _ in of) for part, of in counted.items()}}
 
 
-def passes_at(ledger: dict) -> Iterator[str]:
+def passes_at(ledger: dict[str, Any]) -> Iterator[str]:
     """A ledger of several samples in words: pass@1, 10 and 100 as far as each task has as many. None for one sample."""
     most = min(n for _, n in stats.counts(ledger, "base").values())
     for k in (k for k in (1, 10, 100) if 1 < most >= k):
@@ -260,7 +260,7 @@ def _journal(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
 
 
 def references(
-    benchmark: str, problems: dict[str, dict], data_hash: str, workers: int, without: list[str]
+    benchmark: str, problems: dict[str, dict[str, Any]], data_hash: str, workers: int, without: list[str]
 ) -> dict[str, bytes]:
     """For each task, a line of JSON: inputs, expected outputs and reference times of both parts. Cached by data."""
     import evalplus
@@ -269,8 +269,8 @@ def references(
     version = f"{sys.version_info[0]}.{sys.version_info[1]}-{evalplus.__version__}"
     path = runs_root() / "cache" / f"oracle5-{benchmark}-{data_hash[:16]}-{version}.jsonl"
     if path.exists():
-        lines = path.read_bytes().splitlines()
-        return dict(zip(json.loads(lines[0]), lines[1:], strict=True))  # the slowest first
+        first, *kept = path.read_bytes().splitlines()
+        return dict(zip(json.loads(first), kept, strict=True))  # the slowest first
     todo = []
     for task, problem in problems.items():
         line: dict[str, Any] = {"kind": "mbpp" if benchmark == "mbpp" else "humaneval", "task": task}
@@ -278,9 +278,11 @@ def references(
         line |= {part: {"inputs": pack(problem[f"{part}_input"])} for part in PARTS}
         program = problem["prompt"] + problem["canonical_solution"]
         todo.append((task, {"program": program, "record": True}, json.dumps(line).encode()))
-    lines, slow, given = {}, {}, {task: line for task, _, line in todo}
-    for task, result in decided(todo, workers, without, f"reference {benchmark}", 0):
-        if task is None:
+    given = {task: line for task, _, line in todo}
+    lines: dict[str, bytes] = {}
+    slow: dict[str, float] = {}
+    for name, result in decided(todo, workers, without, f"reference {benchmark}", 0):
+        if (task := name or "") not in given:
             continue
         if "error" in result:
             raise UserError(f"{benchmark}, task {task}: its own solution fails ({result['error']}); give sound data.")

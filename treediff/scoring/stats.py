@@ -111,10 +111,10 @@ def rated(counted: Mapping[str, tuple[int, int]], k: int = 1) -> dict[str, Any]:
 
 
 # --- two runs -------------------------------------------------------------------------------------------------------
-Passes = Mapping[str, int | Fraction]
+Passes = Mapping[str, int | float | Fraction]
 
 
-def paired(a: Passes, b: Passes) -> list[tuple[int | Fraction, int | Fraction]]:
+def paired(a: Passes, b: Passes) -> list[tuple[int | float | Fraction, int | float | Fraction]]:
     """The two runs' results task by task. Raises UserError if they are not of the same tasks."""
     if a.keys() != b.keys():
         odd = sorted(a.keys() ^ b.keys())
@@ -129,7 +129,7 @@ def mcnemar(only_a: ArrayLike, only_b: ArrayLike) -> np.ndarray:
     import numpy as np
     from scipy.stats import binom
 
-    return np.minimum(1.0, 2 * binom.cdf(np.minimum(only_a, only_b), np.add(only_a, only_b), 0.5))
+    return np.asarray(np.minimum(1.0, 2 * binom.cdf(np.minimum(only_a, only_b), np.add(only_a, only_b), 0.5)))
 
 
 def compare(a: Passes, b: Passes) -> dict[str, Any]:
@@ -266,7 +266,7 @@ def _standard_error(groups: Sequence[np.ndarray], by_task: np.ndarray) -> tuple[
     return math.sqrt(variance), variance**2 / sum(v**2 / df for v, df in parts)
 
 
-def sign_flip(pairs: Iterable[tuple[int | Fraction, int | Fraction]]) -> float:
+def sign_flip(pairs: Iterable[tuple[int | float | Fraction, int | float | Fraction]]) -> float:
     """The exact sign-flip test: P(|sum of differences under random signs| >= |their sum|).
 
     The sum's distribution is built one difference after another, in whole multiples of their common unit.
@@ -333,7 +333,7 @@ def clustered_difference(
     for total, runs in zip(sums, (a, b), strict=True):
         for run in runs:
             for hole, passes in run.items():
-                total[program[hole]] += Fraction(passes, len(runs))
+                total[program[hole]] += Fraction(passes) / len(runs)
     out = {"runs": found["runs"], "holes": sum(sizes.values()), "programs": len(sizes)}
     out |= {"difference": found["difference"], "p_programs": sign_flip((sums[0][p], sums[1][p]) for p in sizes)}
     if found["p"] is not None:
@@ -375,7 +375,7 @@ def recover(percent: str | float, n: int) -> list[int]:
     A half may have been rounded either way.
     """
     printed = Decimal(str(percent))
-    half = Decimal(1).scaleb(printed.as_tuple().exponent) / 2
+    half = Decimal(1).scaleb(int(printed.as_tuple().exponent)) / 2
     return [k for k in range(n + 1) if abs(100 * k - printed * n) <= half * n]
 
 

@@ -59,7 +59,7 @@ def main(without: list[str]) -> None:
     libc.prctl(4, 0, 0, 0, 0)  # no process of the same user may look into this one, which knows what is expected
     warnings.simplefilter("ignore")  # numpy's, over what it is asked to compare
 
-    def say(result: dict) -> None:
+    def say(result: dict[str, Any]) -> None:
         answers.write(json.dumps(result).encode() + b"\n")
         answers.flush()
 
@@ -86,13 +86,16 @@ def _bound() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (soft if hard < 0 else min(soft, hard), hard))
 
 
-def _record(box: Sandbox, header: dict, oracle: dict) -> dict:
+def _record(box: Sandbox, header: dict[str, Any], oracle: dict[str, Any]) -> dict[str, Any]:
     """What the benchmark's own solution returns, still packed, and how long each test and its sending takes."""
     parts: dict[str, Any] = {}
     for part in benchmarks.PARTS:
         inputs = oracle[part]["inputs"]
         run = box.run(header["program"], oracle["entry"], inputs, [600.0] * len(inputs), seconds=1200.0)
-        expected, times, extras, last = [], [], [], time.perf_counter()
+        expected: list[Any] = []
+        times: list[float] = []
+        extras: list[float] = []
+        last = time.perf_counter()
         for frame in run:
             now = time.perf_counter()
             if frame.kind == b"r":
@@ -110,7 +113,7 @@ def _record(box: Sandbox, header: dict, oracle: dict) -> dict:
     return parts
 
 
-def _verdict(box: Sandbox, header: dict, oracle: dict) -> dict:
+def _verdict(box: Sandbox, header: dict[str, Any], oracle: dict[str, Any]) -> dict[str, Any]:
     """Both parts of one task, as in the ledger; the reason is that of the first part that fails."""
     start = time.perf_counter()
     parts = [part for part in benchmarks.PARTS if part in oracle]  # a check of the benchmark's own is one part
@@ -123,7 +126,7 @@ def _verdict(box: Sandbox, header: dict, oracle: dict) -> dict:
     }
 
 
-def _examine(box: Sandbox, program: str, oracle: dict, part: str) -> tuple[str, str]:
+def _examine(box: Sandbox, program: str, oracle: dict[str, Any], part: str) -> tuple[str, str]:
     """(pass, fail or timeout; reason) of one part's tests, as EvalPlus's `untrusted_check` has them.
 
     As there, a test that overruns its own limit fails; `timeout` is a program that had to be killed.
@@ -148,7 +151,8 @@ def _examine(box: Sandbox, program: str, oracle: dict, part: str) -> tuple[str, 
                     frame = FORGED  # out of turn
                 if frame.kind in (b"e", b"d"):
                     where = f"{part} test {i}: {_call(entry, inputs, i)}" if frame.kind == b"e" else "the definition"
-                    return "fail", _exception(*frame.value, where, limits[i] if i < n else seconds)
+                    name, text = frame.value
+                    return "fail", _exception(name, text, where, limits[i] if i < n else seconds)
                 if defined:
                     said, atol = _compare(kind, entry, inputs[i], frame.value[1], expected[i], atol)
                     if said:
@@ -214,7 +218,7 @@ def _exception(name: str, text: str, where: str, limit: float) -> str:
     return f"exception: {name}: {text}, in {where}"
 
 
-def _call(entry: str, inputs: list, i: int) -> str:
+def _call(entry: str, inputs: list[Any], i: int) -> str:
     """The i-th call as Python text, shortened."""
     try:
         return f"{entry}({', '.join(map(_show, unpack(inputs[i])))})"
@@ -277,7 +281,7 @@ def _alike(out: Any, exp: Any) -> bool:
     import numpy as np
 
     if isinstance(out, np.ndarray) or isinstance(exp, np.ndarray):
-        return np.shape(out) == np.shape(exp)
+        return bool(np.shape(out) == np.shape(exp))
     if isinstance(exp, (list, tuple)):
         return isinstance(out, (list, tuple)) and len(out) == len(exp) and all(map(_alike, out, exp))
     return isinstance(out, (numbers.Number, np.bool_))
@@ -285,12 +289,12 @@ def _alike(out: Any, exp: Any) -> bool:
 
 # --- the caller's end ------------------------------------------------------------------------------------------------
 
-Job = tuple[str, dict, bytes]
+Job = tuple[str, dict[str, Any], bytes]
 
 
 def decided(
     jobs: list[Job], workers: int, without: list[str], title: str, before: int
-) -> Iterator[tuple[str | None, dict]]:
+) -> Iterator[tuple[str | None, dict[str, Any]]]:
     """Results as workers finish them; under the name None, the sandbox's layers, which hold in all of them so far."""
     if not jobs:
         return
@@ -298,14 +302,16 @@ def decided(
     done: queue.SimpleQueue[tuple[str | None, Any]] = queue.SimpleQueue()
     for job in jobs:
         todo.put(job)
-    stop, started = threading.Event(), []
+    stop = threading.Event()
+    started: list[_Worker] = []
     threads = [
         threading.Thread(target=_serve, args=(todo, done, stop, started, without), daemon=True)
         for _ in range(min(workers, len(jobs)))
     ]
     for thread in threads:
         thread.start()
-    left, layers = len(jobs), {}
+    left = len(jobs)
+    layers: dict[str, Any] = {}
     try:
         with progress.bar(total=before + left, initial=before, desc=title, unit=" tasks", mininterval=1) as bar:
             while left:
@@ -321,17 +327,22 @@ def decided(
                 yield task, result
     finally:
         stop.set()
-        for worker in started if left else ():  # interrupted: do not wait for the programs that run
-            worker.process.kill()
+        if left:  # interrupted: do not wait for the programs that run
+            for one in started:
+                one.process.kill()
         for thread in threads:
             thread.join()
 
 
 def _serve(
-    todo: queue.SimpleQueue, done: queue.SimpleQueue, stop: threading.Event, started: list[_Worker], without: list[str]
+    todo: queue.SimpleQueue[Job],
+    done: queue.SimpleQueue[tuple[str | None, Any]],
+    stop: threading.Event,
+    started: list[_Worker],
+    without: list[str],
 ) -> None:
     """One worker, and another when it dies, until there is nothing left to do."""
-    worker = None
+    worker: _Worker | None = None
     try:
         while not stop.is_set():
             try:
@@ -381,6 +392,9 @@ class _Worker:
             env={**keep, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,
         )
+        if self.process.stdin is None or self.process.stdout is None:
+            raise AssertionError("both are pipes")
+        self.questions, self.answers = self.process.stdin, self.process.stdout
         started.append(self)
         self.layers = self._within(START, b"")
         if not self.layers or "broken" in self.layers:
@@ -390,20 +404,21 @@ class _Worker:
                 f"sandbox: no program can be run on this machine ({why}); docs/sandbox.md says what it needs."
             )
 
-    def ask(self, header: dict, oracle: bytes) -> dict | None:
+    def ask(self, header: dict[str, Any], oracle: bytes) -> dict[str, Any] | None:
         """The worker's result, or None if it died or hung."""
         seconds = 7200.0 if header.get("record") else 4 * PATIENCE * MOST_SECONDS
         return self._within(seconds, json.dumps(header).encode() + b"\n" + oracle + b"\n")
 
-    def _within(self, seconds: float, question: bytes) -> dict | None:
+    def _within(self, seconds: float, question: bytes) -> dict[str, Any] | None:
         """Its next line after this question; None if it has none by then, or has ended."""
         watch = threading.Timer(seconds, self.process.kill)
         watch.daemon = True
         watch.start()
         try:
-            self.process.stdin.write(question)
-            self.process.stdin.flush()
-            return json.loads(self.process.stdout.readline())
+            self.questions.write(question)
+            self.questions.flush()
+            found: dict[str, Any] = json.loads(self.answers.readline())
+            return found
         except (OSError, ValueError):
             return None
         finally:
@@ -412,13 +427,13 @@ class _Worker:
     def close(self) -> None:
         """End the worker; its sandbox ends with it."""
         with contextlib.suppress(OSError):
-            self.process.stdin.close()
+            self.questions.close()
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.process.stdout.close()
+        self.answers.close()
 
 
 if __name__ == "__main__":
