@@ -26,6 +26,7 @@ from treediff.sampling.run import name, numbered, samples_path
 from treediff.sandbox.runner import MEMORY
 from treediff.scoring import score as scoring
 from treediff.scoring import stats
+from treediff.scoring.run import read
 from treediff.scoring.verdicts import decided
 
 SECONDS = 3.0
@@ -125,7 +126,7 @@ def outcomes(cfg: Config, hole_set: str) -> dict[str, dict[str, Any]] | None:
     path, samples = ledger_path(cfg, hole_set), samples_path(cfg, hole_set, None)
     if not path.exists() or not samples.exists():
         return None
-    ledger = read_json(path)
+    ledger = read(path, cfg.verdicts) if hole_set.startswith("ast-") else read_json(path)
     if ledger["settings"]["samples_sha256"] != hashlib.sha256(samples.read_bytes()).hexdigest():
         raise UserError(f"{path}: it is the ledger of other completions than {samples} holds now; score them again.")
     out = {}
