@@ -336,8 +336,8 @@ class Config(BaseModel):
     hole_context: Literal["answer", "program"] = switch(
         "answer",
         "sample",
-        "around a hole: the problem in the user's turn and the program as an answer of code with an empty reasoning; "
-        "or the program alone",
+        "around a hole: the problem in the user's turn and the program as an answer, behind TinyCode's reasoning or an "
+        "empty one; or the program alone",
     )
     samples_per_task: int = switch(
         1, "run", "samples per benchmark problem (pass@k); more need a temperature", ge=1, le=256
