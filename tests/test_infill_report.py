@@ -1,5 +1,7 @@
 """Infilling in the report: what is counted, by whom, and what is refused."""
 
+import csv
+import html
 import json
 
 import pytest
@@ -8,7 +10,7 @@ from treediff.config import resolve
 from treediff.data import benchmarks, holes
 from treediff.errors import UserError
 from treediff.files import write_json
-from treediff.report import infill
+from treediff.report import infill, report
 from treediff.sampling import run as sampling
 from treediff.scoring import infill as scoring
 
@@ -43,7 +45,7 @@ def filled(runs, monkeypatch):
         for seed in (0, 1):
             run = cfg.with_masking(strategy).but(seed=seed)
             write(run, every, {h.id for h in every if h.tier in tiers})
-    monkeypatch.setattr(scoring, "floor", lambda cfg, name: {every[0].id})
+    monkeypatch.setattr(scoring, "floor", lambda cfg, name, only: {every[0].id})
     return cfg, every
 
 
@@ -94,3 +96,18 @@ def test_runs_of_other_settings_and_stale_ledgers_are_refused(filled):
     path.write_text(path.read_text().replace('"x"', '"y"'))
     with pytest.raises(UserError, match="ledger of other completions"):
         infill.summary(cfg)
+
+
+def test_the_report_s_page_has_the_holes_their_figure_and_every_completion(filled):
+    cfg, _ = filled
+    path = report.write(cfg)
+    text = path.read_text()
+    assert 'id="infilling"' in text
+    for entry in infill.summary(cfg):
+        name = f"infilling-{entry['holes']}-{entry['hole_length']}"
+        assert (path.parent / f"{name}.png").stat().st_size > 1000
+        rows = list(csv.DictReader((path.parent / f"{name}.csv").read_text().splitlines()))
+        assert len(rows) == len(entry["by_tier"]) + len(entry["by_size"])
+        for hole in entry["explorer"]:
+            assert html.escape(hole["id"]) in text
+    assert json.loads((path.parent / "infilling.json").read_text())

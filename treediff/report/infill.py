@@ -23,6 +23,8 @@ from treediff.figures import plots, views
 from treediff.files import read_jsonl
 from treediff.masking import tokens
 from treediff.report.comparisons import COMPARED, seeds
+from treediff.report.pictures import Picture
+from treediff.report.tables import Table
 from treediff.sampling import infill
 from treediff.sampling.run import samples_path
 from treediff.scoring import infill as scoring
@@ -84,7 +86,8 @@ def _entry(cfg: Config, hole_set: str) -> dict[str, Any]:
     runs = _runs(cfg, hole_set)
     every = next(iter(next(iter(runs.values())).values()))
     program = {hole: r["task"] for hole, r in every.items()}
-    empty = scoring.floor(cfg, hole_set)
+    cfg = cfg.but(limit=0)  # the runs say which holes they filled
+    empty = scoring.floor(cfg, hole_set, every)
 
     def passes(strategy: str, only: Callable[[dict[str, Any]], bool], what: str = "passed") -> list[dict[str, int]]:
         return [{h: int(r[what]) for h, r in of.items() if only(every[h])} for of in runs[strategy].values()]
@@ -169,29 +172,46 @@ def said(entry: Mapping[str, Any]) -> str:
     return f"{length} {floor['passed']} of {floor['holes']} programs pass with the hole left empty."
 
 
-def markdown(entry: Mapping[str, Any]) -> str:
-    """The tables of one entry: rates by strategy, and the comparisons."""
-    lines = [said(entry), "", "| | runs | holes filled right [%] | as it was [%] |", "|---|---|---|---|"]
-    for r in entry["rates"]:
-        lines.append(
-            f"| {STRATEGIES[r['strategy']].title} | {len(r['seeds'])} | {_percent(r)} | {_percent(r['exact'])} |"
-        )
+def tables(entry: Mapping[str, Any]) -> list[Table]:
+    """Of one entry: rates by strategy, and the comparisons, if there are any."""
     floor = entry["floor"]
     share = floor["passed"] / floor["holes"]
-    lines.append(f"| hole left empty | | {100 * share:.1f} ({floor['passed']}/{floor['holes']}) | |")
-    if entry["comparisons"]:
-        lines += ["", "| | runs | difference [points] | p | speaks of further |", "|---|---|---|---|---|"]
+    rows = [
+        [STRATEGIES[r["strategy"]].title, len(r["seeds"]), _percent(r), _percent(r["exact"])] for r in entry["rates"]
+    ]
+    rows.append(["hole left empty", None, f"{100 * share:.1f} ({floor['passed']}/{floor['holes']})", None])
+    head = ["", "runs", "holes filled right [%]", "as it was [%]"]
+    found = [Table(head, rows, f"{entry['holes']}, hole length {entry['hole_length']}")]
+    rows = []
     for r in entry["comparisons"]:
         names = f"{STRATEGIES[r['to']].title} against {STRATEGIES[r['from']].title}"
         low, high, middle = (100 * r[k] for k in ("low", "high", "difference"))
-        runs = "{1} and {0}".format(*r["runs"])
         interval = f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
-        lines.append(f"| {names} | {runs} | {interval} | {r['p_holm']:.2g} | {r['over']} |")
-    return "\n".join([*lines, "", f"p is adjusted by Holm's procedure. {entry['model']}"])
+        rows.append([names, "{1} and {0}".format(*r["runs"]), interval, f"{r['p_holm']:.2g}", r["over"]])
+    if rows:
+        head = ["", "runs", "difference [points]", "p, adjusted (Holm)", "speaks of further"]
+        found.append(Table(head, rows, f"{entry['holes']}, hole length {entry['hole_length']}: comparisons"))
+    return found
+
+
+def markdown(entry: Mapping[str, Any]) -> str:
+    """How the holes were decoded, the tables of one entry, and what their intervals rest on."""
+    return "\n\n".join([said(entry), *(t.markdown() for t in tables(entry)), entry["model"]])
 
 
 def _percent(r: Mapping[str, Any]) -> str:
     return f"{100 * r['rate']:.1f} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
+
+
+def picture(entry: Mapping[str, Any]) -> Picture:
+    """The figure with its caption and data."""
+    columns = ("by", "group", "strategy", "rate", "low", "high")
+    records = [{"by": by, **r} for by in ("tier", "size") for r in entry[f"by_{by}"]]
+    best = max(entry["rates"], key=lambda r: r["rate"])
+    title = STRATEGIES[best["strategy"]].title
+    alt = f"Share of holes filled right, by tier and size; most by {title}: {_percent(best)} %."
+    caption = f"Holes of {entry['holes']} filled right, by tier of the node and by its size, with 95 % intervals."
+    return Picture(figure(entry), caption, alt, Table.of(records, columns))
 
 
 def figure(entry: Mapping[str, Any]) -> Figure:
