@@ -111,3 +111,25 @@ def test_the_report_s_page_has_the_holes_their_figure_and_every_completion(fille
         for hole in entry["explorer"]:
             assert html.escape(hole["id"]) in text
     assert json.loads((path.parent / "infilling.json").read_text())
+
+
+def test_what_is_published_follows_from_the_runs_and_from_itself(filled, tmp_path):
+    cfg, _ = filled
+    for strategy in ("random", "ast"):
+        for seed in (0, 1):
+            path = sampling.samples_path(cfg.with_masking(strategy).but(seed=seed), "ast-tinycode", None)
+            made = {"commit": "0" * 40, "machine": {}, "versions": {}, "settings": {"seed": seed}}
+            write_json(path.with_name(f"{path.stem}.provenance.json"), made)
+    out = tmp_path / "published"
+    out.mkdir()
+    text = infill.publish(cfg, out).read_text()
+    (entry,) = infill.summary(cfg)
+    assert infill.markdown(entry) in text
+    cfg.preset_dir.rename(tmp_path / "gone")  # the page is made of what was published, not of the runs
+    assert infill.publish(cfg, out).read_text() == text
+    assert sorted(p.suffix for p in out.iterdir()) == [".gz", ".md", ".png"]
+
+
+def test_publishing_without_filled_holes_is_refused(runs, tmp_path):
+    with pytest.raises(UserError, match="no run has filled any holes"):
+        infill.publish(resolve("tiny"), tmp_path)
