@@ -1,6 +1,7 @@
 # A fresh machine needs make and Python >= 3.11 with venv; everything else goes into .venv, from a lock.
-#   make reproduce [ARGS="--seed 1"]   make test   make lab   make short   make gif   make oracles FROM=...   make clean
-#   make rehearse     make gpu     make wheels     make docs     make sums     make types     make coverage     make audit
+#   make reproduce [ARGS="--seed 1"]   make test   make lab   make short   make oracles FROM=...   make clean
+#   make rehearse     make gpu     make wheels     make docs     make sums     make pictures     make gif
+#   make types     make coverage     make audit
 PYTHON ?= python3
 ifndef LOCK
 LOCK := docker/$(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu).lock
@@ -11,7 +12,7 @@ BIN := .venv/bin
 # Where torch's CPU build lies: pip's own index has only the build for CUDA on Linux.
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: types coverage audit reproduce test oracles sums short rehearse gpu wheels gif docs lab venv clean FORCE
+.PHONY: reproduce test types coverage audit oracles sums short rehearse gpu wheels pictures gif docs lab venv clean FORCE
 
 reproduce: venv
 	$(BIN)/treediff reproduce $(ARGS)
@@ -61,6 +62,10 @@ gpu:
 # What a GPU machine without a network lacks, as wheels (less than 64 MB together).
 wheels: venv
 	$(BIN)/python benchmarks/wheels.py $(ARGS)
+
+# The README's picture of the three maskings.
+pictures: venv
+	$(BIN)/treediff prepare && $(BIN)/python -m treediff.report.pictures docs/maskings.png
 
 # The README's animation, from the tiny preset's own run (which it completes if need be).
 gif: venv

@@ -281,6 +281,8 @@ def test_the_canvas_holds_the_program_and_gives_nothing_of_the_hole_away(run):
             assert f"{before}{blank}".endswith(hole.prefix)
             assert after.startswith(hole.suffix.rstrip("\n"))
             assert (hole.problem.strip() in before) == (context == "answer")
+            assert (f"<think>\n{hole.reasoning}\n</think>" in before) == (context == "answer")
+            assert hole.reasoning
             truth, _ = tokens.tokenize(tok, blank + hole.text)
             assert gap.size == len(truth)
             assert infill.completion(tok, gap, [*truth.tolist(), *tokens.endings(tok)]) == hole.text

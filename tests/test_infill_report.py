@@ -1,5 +1,7 @@
 """Infilling in the report: what is counted, by whom, and what is refused."""
 
+import csv
+import html
 import json
 
 import pytest
@@ -8,7 +10,7 @@ from treediff.config import resolve
 from treediff.data import benchmarks, holes
 from treediff.errors import UserError
 from treediff.files import write_json
-from treediff.report import infill
+from treediff.report import infill, report
 from treediff.sampling import run as sampling
 from treediff.scoring import infill as scoring
 
@@ -43,7 +45,7 @@ def filled(runs, monkeypatch):
         for seed in (0, 1):
             run = cfg.with_masking(strategy).but(seed=seed)
             write(run, every, {h.id for h in every if h.tier in tiers})
-    monkeypatch.setattr(scoring, "floor", lambda cfg, name: {every[0].id})
+    monkeypatch.setattr(scoring, "floor", lambda cfg, name, only: {every[0].id})
     return cfg, every
 
 
@@ -103,3 +105,40 @@ def test_decodings_are_never_mixed(filled):
     assert [set(e["runs"]) for e in infill.summary(cfg)] == [{"ast", "random"}]
     (entry,) = infill.summary(fast)
     assert (set(entry["runs"]), entry["rates"][0]["rate"]) == ({"ast"}, 0)
+
+
+def test_the_report_s_page_has_the_holes_their_figure_and_every_completion(filled):
+    cfg, _ = filled
+    path = report.write(cfg)
+    text = path.read_text()
+    assert 'id="infilling"' in text
+    for entry in infill.summary(cfg):
+        name = f"infilling-{entry['holes']}-{entry['hole_length']}"
+        assert (path.parent / f"{name}.png").stat().st_size > 1000
+        rows = list(csv.DictReader((path.parent / f"{name}.csv").read_text().splitlines()))
+        assert len(rows) == len(entry["by_tier"]) + len(entry["by_size"])
+        for hole in entry["explorer"]:
+            assert html.escape(hole["id"]) in text
+    assert json.loads((path.parent / "infilling.json").read_text())
+
+
+def test_what_is_published_follows_from_the_runs_and_from_itself(filled, tmp_path):
+    cfg, _ = filled
+    for strategy in ("random", "ast"):
+        for seed in (0, 1):
+            path = sampling.samples_path(cfg.with_masking(strategy).but(seed=seed), "ast-tinycode", None)
+            made = {"commit": "0" * 40, "machine": {}, "versions": {}, "settings": {"seed": seed}}
+            write_json(path.with_name(f"{path.stem}.provenance.json"), made)
+    out = tmp_path / "published"
+    out.mkdir()
+    text = infill.publish(cfg, out).read_text()
+    (entry,) = infill.summary(cfg)
+    assert infill.markdown(entry) in text
+    cfg.preset_dir.rename(tmp_path / "gone")  # the page is made of what was published, not of the runs
+    assert infill.publish(cfg, out).read_text() == text
+    assert sorted(p.suffix for p in out.iterdir()) == [".gz", ".md", ".png"]
+
+
+def test_publishing_without_filled_holes_is_refused(runs, tmp_path):
+    with pytest.raises(UserError, match="no run has filled any holes"):
+        infill.publish(resolve("tiny"), tmp_path)

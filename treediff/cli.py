@@ -67,6 +67,7 @@ def parser(chosen: str | None = None, preset: str | None = None) -> Parser:
     sub.add_argument("file", nargs="?", type=Path, help="a source file; without it the holes of `holes` are filled")
     sub.add_argument("--line", type=int, help="the hole is this line of FILE, from 1 (or mark it with <fill>)")
     sub.add_argument("--node", help="the hole is the syntax node of FILE at LINE:COLUMN, both from 1")
+    sub.add_argument("--publish", type=Path, metavar="DIR", help="write what all runs have filled to this folder")
     sub.add_argument("--problems", type=Path, help="HumanEval-Infilling's file for --holes (without: downloaded)")
     sub = command("score", "score one run's samples, or any file of samples, in a sandbox")
     sub.add_argument("--benchmark", help="humaneval, mbpp or tinycode, with --samples and --out")
@@ -286,6 +287,11 @@ def infill(args: argparse.Namespace, cfg: Config) -> None:
     path = args.file
     if cfg.protocol != "none":
         raise UserError("protocol: the published evaluations fill no holes; leave it out.")
+    if args.publish:
+        from treediff.report import infill as results
+
+        print(results.publish(cfg, args.publish))
+        return
     if args.problems:
         cfg = cfg.but(benchmark_files={**cfg.benchmark_files, cfg.holes: str(args.problems)})
     if path is None:

@@ -348,8 +348,8 @@ class Config(BaseModel):
     hole_context: Literal["answer", "program"] = switch(
         "answer",
         "sample",
-        "around a hole: the problem in the user's turn and the program as an answer of code with an empty reasoning; "
-        "or the program alone",
+        "around a hole: the problem in the user's turn and the program as an answer, behind TinyCode's reasoning or an "
+        "empty one; or the program alone",
     )
     verdicts: Literal["own", "evalplus"] = switch(
         "own", "run", "right programs that EvalPlus 0.3.1 fails (docs/sandbox.md) pass, or are counted as it does"

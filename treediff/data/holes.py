@@ -9,6 +9,7 @@ Prefix + text + suffix is the program, character for character.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import random
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from treediff.config import HOLE_SETS, Config, runs_root
-from treediff.data import benchmarks
+from treediff.data import benchmarks, tinycode
 from treediff.errors import UserError
 from treediff.files import whole
 from treediff.masking.tiers import TIERS, Parsed, parse
@@ -53,6 +54,7 @@ class Hole:
     problem: str  # what the user asks for, if it is known
     node: str = ""  # the type of the node that it is; empty if it is not exactly one
     tier: str = ""  # of that node; `default` if it has none
+    reasoning: str = ""  # what would stand before the program in a training row, where the benchmark has it
     test: str = ""  # a program that calls the check, where the benchmark has no inputs and outputs
 
     def program(self, completion: str) -> str:
@@ -77,6 +79,9 @@ def load(cfg: Config, name: str) -> list[Hole]:
     for task, problem in benchmarks.benchmark_problems(cfg, benchmark).items():
         program = without_docstring(problem["prompt"] + problem["canonical_solution"], problem["entry_point"])
         holes += cut(program, wanted, cfg.holes_per_program, cfg.hole_seed, task, problem["prompt"])
+    if benchmark == "tinycode":
+        known = tinycode.reasonings()
+        holes = [dataclasses.replace(h, reasoning=known.get(h.task, "")) for h in holes]
     if not holes:
         raise UserError(f"tier: no program of {benchmark} has a node of the tier {cfg.tier}; choose another.")
     return holes

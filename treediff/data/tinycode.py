@@ -445,8 +445,18 @@ def training(rows: int, seed: int) -> list[dict[str, str]]:
 
 def benchmark(seed: int = 0) -> list[dict[str, Any]]:
     """600 held-out problems in EvalPlus's format, with `half` (constants, composition) and `family` beside it."""
+    return [_task(task, p, half) for task, p, half in _held_out(seed)]
+
+
+def reasonings(seed: int = 0) -> dict[str, str]:
+    """The reasoning of each of the benchmark's problems, as a training row would have it."""
+    return {task: problem.reasoning for task, problem, _ in _held_out(seed)}
+
+
+def _held_out(seed: int) -> list[tuple[str, Problem, str]]:
+    """The benchmark's problems with their names and halves."""
     rng = random.Random(f"tinycode benchmark {seed}")
-    tasks: list[dict[str, Any]] = []
+    tasks: list[tuple[str, Problem, str]] = []
     for half in ("constants", "composition"):
         pools = _pools(half)
         chosen: dict[Any, None] = {}  # for its order
@@ -454,7 +464,7 @@ def benchmark(seed: int = 0) -> list[dict[str, Any]]:
             for name in rng.sample(list(pools), len(pools)):
                 pool = rng.choice(pools[name])
                 chosen[pool.problem(rng.randrange(pool.size))] = None
-        tasks += [_task(f"TinyCode/{len(tasks) + i}", p, half) for i, p in enumerate(list(chosen)[:HALF])]
+        tasks += [(f"TinyCode/{len(tasks) + i}", p, half) for i, p in enumerate(list(chosen)[:HALF])]
     return tasks
 
 

@@ -9,8 +9,11 @@ Hole lengths are never mixed: a model that is told the true length does somethin
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +23,11 @@ from treediff.data import holes, sources
 from treediff.errors import UserError
 from treediff.figures import holes as figures
 from treediff.figures import plots, views
-from treediff.files import read_jsonl
+from treediff.files import read_json, read_jsonl, whole
 from treediff.masking import tokens
 from treediff.report.comparisons import COMPARED, seeds
+from treediff.report.pictures import Picture
+from treediff.report.tables import Table
 from treediff.sampling import infill
 from treediff.sampling.run import samples_path
 from treediff.scoring import infill as scoring
@@ -83,8 +88,18 @@ def _runs(cfg: Config, hole_set: str) -> Runs:
 def _entry(cfg: Config, hole_set: str) -> dict[str, Any]:
     runs = _runs(cfg, hole_set)
     every = next(iter(next(iter(runs.values())).values()))
+    cfg = cfg.but(limit=0)  # the runs say which holes they filled
+    empty = scoring.floor(cfg, hole_set, every)
+    head = {"holes": hole_set, "hole_length": cfg.hole_length, "tier": cfg.tier}
+    shown = explorer(cfg, hole_set, runs, empty)
+    return {**head, **analysed(runs, len(empty), cfg.backbone == "pretrain"), "explorer": shown}
+
+
+def analysed(runs: Runs, empty: int, own_backbone: bool) -> dict[str, Any]:
+    """What `runs` show: all of an entry but its head and explorer. `empty` holes pass when left empty; with
+    `own_backbone` the runs of a seed started from one backbone, so they are compared in pairs where seeds agree."""
+    every = next(iter(next(iter(runs.values())).values()))
     program = {hole: r["task"] for hole, r in every.items()}
-    empty = scoring.floor(cfg, hole_set)
 
     def passes(strategy: str, only: Callable[[dict[str, Any]], bool], what: str = "passed") -> list[dict[str, int]]:
         return [{h: int(r[what]) for h, r in of.items() if only(every[h])} for of in runs[strategy].values()]
@@ -109,23 +124,19 @@ def _entry(cfg: Config, hole_set: str) -> dict[str, Any]:
     compared = []
     for one, two in PAIRS:
         if one in runs and two in runs:
-            both = cfg.backbone == "pretrain" and runs[one].keys() == runs[two].keys()  # as comparisons.pooled
+            both = own_backbone and runs[one].keys() == runs[two].keys()  # as comparisons.pooled
             sides = (passes(s, lambda r: True) for s in (one, two))
             compared.append({"from": one, "to": two, **stats.clustered_difference(*sides, program, both)})
     for record, p in zip(compared, stats.holm([r["p"] for r in compared]), strict=True):
         record["p_holm"] = p
     return {
-        "holes": hole_set,
-        "hole_length": cfg.hole_length,
-        "tier": cfg.tier,
         "model": stats.CLUSTERS,
-        "floor": {"passed": len(empty), "holes": len(every)},
+        "floor": {"passed": empty, "holes": len(every)},
         "runs": {s: list(of) for s, of in runs.items()},
         "rates": overall,
         "by_tier": by_tier,
         "by_size": by_size,
         "comparisons": compared,
-        "explorer": explorer(cfg, hole_set, runs, empty),
     }
 
 
@@ -169,35 +180,151 @@ def said(entry: Mapping[str, Any]) -> str:
     return f"{length} {floor['passed']} of {floor['holes']} programs pass with the hole left empty."
 
 
-def markdown(entry: Mapping[str, Any]) -> str:
-    """The tables of one entry: rates by strategy, and the comparisons."""
-    lines = [said(entry), "", "| | runs | holes filled right [%] | as it was [%] |", "|---|---|---|---|"]
-    for r in entry["rates"]:
-        lines.append(
-            f"| {STRATEGIES[r['strategy']].title} | {len(r['seeds'])} | {_percent(r)} | {_percent(r['exact'])} |"
-        )
+def tables(entry: Mapping[str, Any]) -> list[Table]:
+    """Of one entry: rates by strategy, and the comparisons, if there are any."""
     floor = entry["floor"]
     share = floor["passed"] / floor["holes"]
-    lines.append(f"| hole left empty | | {100 * share:.1f} ({floor['passed']}/{floor['holes']}) | |")
-    if entry["comparisons"]:
-        lines += ["", "| | runs | difference [points] | p | speaks of further |", "|---|---|---|---|---|"]
+    rows = [
+        [STRATEGIES[r["strategy"]].title, len(r["seeds"]), _percent(r), _percent(r["exact"])] for r in entry["rates"]
+    ]
+    rows.append(["hole left empty", None, f"{100 * share:.1f} ({floor['passed']}/{floor['holes']})", None])
+    head = ["", "runs", "holes filled right [%]", "as it was [%]"]
+    found = [Table(head, rows, f"{entry['holes']}, hole length {entry['hole_length']}")]
+    rows = []
     for r in entry["comparisons"]:
         names = f"{STRATEGIES[r['to']].title} against {STRATEGIES[r['from']].title}"
         low, high, middle = (100 * r[k] for k in ("low", "high", "difference"))
-        runs = "{1} and {0}".format(*r["runs"])
         interval = f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
-        lines.append(f"| {names} | {runs} | {interval} | {r['p_holm']:.2g} | {r['over']} |")
-    return "\n".join([*lines, "", f"p is adjusted by Holm's procedure. {entry['model']}"])
+        rows.append([names, "{1} and {0}".format(*r["runs"]), interval, f"{r['p_holm']:.2g}", r["over"]])
+    if rows:
+        head = ["", "runs", "difference [points]", "p, adjusted (Holm)", "speaks of further"]
+        found.append(Table(head, rows, f"{entry['holes']}, hole length {entry['hole_length']}: comparisons"))
+    return found
+
+
+def markdown(entry: Mapping[str, Any]) -> str:
+    """How the holes were decoded, the tables of one entry, and what their intervals rest on."""
+    return "\n\n".join([said(entry), *(t.markdown() for t in tables(entry)), entry["model"]])
 
 
 def _percent(r: Mapping[str, Any]) -> str:
     return f"{100 * r['rate']:.1f} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
 
 
+def picture(entry: Mapping[str, Any]) -> Picture:
+    """The figure with its caption and data."""
+    columns = ("by", "group", "strategy", "rate", "low", "high")
+    records = [{"by": by, **r} for by in ("tier", "size") for r in entry[f"by_{by}"]]
+    best = max(entry["rates"], key=lambda r: r["rate"])
+    title = STRATEGIES[best["strategy"]].title
+    alt = f"Share of holes filled right, by tier and size; most by {title}: {_percent(best)} %."
+    caption = f"Holes of {entry['holes']} filled right, by tier of the node and by its size, with 95 % intervals."
+    return Picture(figure(entry), caption, alt, Table.of(records, columns))
+
+
 def figure(entry: Mapping[str, Any]) -> Figure:
     """Accuracy by tier and by the hole's size."""
     panels = {"tier of the node": entry["by_tier"], "size of the hole [tokens]": entry["by_size"]}
     return figures.accuracy(panels, f"{entry['holes']}, hole length: {entry['hole_length']}")
+
+
+# --- published results ---------------------------------------------------------------------------------------------
+def publish(cfg: Config, folder: Path) -> Path:
+    """Write what the runs filled, compressed, to `folder`, and infill.md and the figures of all that lie there.
+
+    Raises UserError if no holes were filled.
+    """
+    for hole_set in holes.sets(cfg):
+        for length in _lengths(cfg, hole_set):
+            name = f"infill-{cfg.preset}-{hole_set}-{length}.json.gz"
+            with whole(folder / name) as temporary:
+                temporary.write_bytes(
+                    gzip.compress(json.dumps(_raw(cfg.but(hole_length=length), hole_set)).encode(), mtime=0)
+                )
+    parts = [
+        "# Infilling: results",
+        "",
+        "Written by `treediff infill --publish` from the compressed results beside it.",
+    ]
+    parts += ["What is measured and how: [../infill.md](../infill.md). Beyond the paper.", ""]
+    found = sorted(folder.glob("infill-*.json.gz"))
+    if not found:
+        raise UserError(
+            "infill: no run has filled any holes yet; do it first: treediff infill --holes ast --masking ..."
+        )
+    for path in found:
+        raw, name = json.loads(gzip.decompress(path.read_bytes())), path.name.removesuffix(".json.gz")
+        entry = {k: raw[k] for k in ("holes", "hole_length")}
+        entry |= analysed(_unpacked(raw), raw["floor"], raw["own_backbone"])
+        plots.save(figure(entry), folder / f"{name}.png")
+        parts += [
+            f"## Preset {raw['preset']}, {raw['holes']}, hole length {raw['hole_length']}",
+            "",
+            markdown(entry),
+            "",
+        ]
+        parts += [_by(entry, "tier").markdown(), "", _by(entry, "size").markdown(), ""]
+        parts += [f"- {k}: {v if isinstance(v, str) else json.dumps(v)}" for k, v in raw["made"].items()]
+        parts += ["", f"![accuracy by tier and size]({name}.png)", ""]
+    with whole(folder / "infill.md") as temporary:
+        temporary.write_text("\n".join(parts), encoding="utf-8")
+    return folder / "infill.md"
+
+
+def _by(entry: Mapping[str, Any], what: str) -> Table:
+    groups = list(dict.fromkeys(r["group"] for r in entry[f"by_{what}"]))
+    of = {(r["group"], r["strategy"]): r for r in entry[f"by_{what}"]}
+    first = next(iter(entry["runs"]))
+    rows = [[g, of[g, first]["holes"], *(_percent(of[g, s]) for s in entry["runs"])] for g in groups]
+    return Table([what, "holes", *(STRATEGIES[s].title for s in entry["runs"])], rows)
+
+
+def _raw(cfg: Config, hole_set: str) -> dict[str, Any]:
+    """Every run's outcome at every hole: passed and exact as a digit each, in the order of `holes`."""
+    runs = _runs(cfg, hole_set)
+    every = next(iter(next(iter(runs.values())).values()))
+    made = [read_json(_about(cfg.with_masking(s).but(seed=k), hole_set)) for s, of in runs.items() for k in of]
+    return {
+        "preset": cfg.preset,
+        "holes": hole_set,
+        "hole_length": cfg.hole_length,
+        "own_backbone": cfg.backbone == "pretrain",
+        "floor": len(scoring.floor(cfg.but(limit=0), hole_set, every)),
+        "every": {h: [r["task"], r["tier"], r["size"]] for h, r in every.items()},
+        "runs": {
+            s: {
+                seed: {what: "".join(str(int(r[what])) for r in (of[h] for h in every)) for what in ("passed", "exact")}
+                for seed, of in by_seed.items()
+            }
+            for s, by_seed in runs.items()
+        },
+        "made": {
+            "commit": ", ".join(sorted({m["commit"][:12] for m in made})),
+            "machine": ", ".join(sorted({json.dumps(m["machine"]) for m in made})),
+            "versions": made[0]["versions"],
+            "settings": {k: v for k, v in made[0]["settings"].items() if k != "seed"},
+        },
+    }
+
+
+def _about(cfg: Config, hole_set: str) -> Path:
+    path = samples_path(cfg, hole_set, None)
+    return path.with_name(f"{path.stem}.provenance.json")
+
+
+def _unpacked(raw: Mapping[str, Any]) -> Runs:
+    """The runs of `_raw`, as `analysed` takes them."""
+    every = raw["every"].items()
+    return {
+        s: {
+            int(seed): {
+                h: {"task": task, "tier": tier, "size": size, "passed": int(p), "exact": int(e)}
+                for (h, (task, tier, size)), p, e in zip(every, of["passed"], of["exact"], strict=True)
+            }
+            for seed, of in by_seed.items()
+        }
+        for s, by_seed in raw["runs"].items()
+    }
 
 
 def states(cfg: Config, hole_set: str, hole_id: str, shares: Sequence[float] = (0, 1 / 3, 2 / 3, 1)) -> Figure:

@@ -1,13 +1,17 @@
 """The report's pictures, each with its caption, what it shows in words, and its data as a table.
 
-for name, picture in pictures(cfg, ledgers(cfg), findings(cfg), None, tok).items(): picture.figure, picture.data.csv()
+for name, picture in pictures(cfg, ledgers(cfg), findings(cfg), None, tok).items(): picture.figure, picture.data
+python -m treediff.report.pictures docs/maskings.png     # the README's, once the tiny preset's data is prepared
 """
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from treediff.config import Config
+from treediff.config import Config, resolve
+from treediff.data import sources
 from treediff.errors import UserError
 from treediff.figures import plots, views
 from treediff.masking import tokens
@@ -211,3 +215,14 @@ def pictures(
         if key in found.get("random", {}) and key in found.get("ast", {}):
             out |= program_pictures(cfg.of(key[0]), *key)
     return out
+
+
+def main() -> None:
+    """The README's picture: the example under the three maskings at three noise levels."""
+    cfg = resolve("tiny", seed=4)  # with seed 0, AST (span) takes the whole body at once
+    tok = tokens.load_tokenizer(sources.tokenizer_folder(cfg))
+    plots.save(masking_picture(cfg, tok, EXAMPLE, (0.25, 0.5, 0.75)).figure, Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -22,7 +22,7 @@ from treediff.figures import plots
 from treediff.files import read_json, read_jsonl, whole, write_json
 from treediff.masking import tiers, tokens
 from treediff.protocols import PROTOCOLS
-from treediff.report import comparisons, page, paper, pictures, study
+from treediff.report import comparisons, infill, page, paper, pictures, study
 from treediff.report.comparisons import ROWS, ledger_name, ledgers, seeds, shown, shown_by
 from treediff.report.paper import HALVES, IN_TABLE, PAPER
 from treediff.report.tables import Cell, Table, estimate, rate
@@ -172,7 +172,7 @@ def write(cfg: Config) -> Path:
     folder, found = cfg.preset_dir / cfg.named("report"), ledgers(cfg)
     rates = {"table1": pass_rates(cfg, IN_TABLE[1]), "table2": pass_rates(cfg, shown(cfg, MASKINGS))}
     models, (under, protocol_said) = comparisons.autoregressive_table(cfg), protocol(cfg, found)
-    records, many = comparisons.findings(cfg), study.summary(cfg)
+    records, many, filled = comparisons.findings(cfg), study.summary(cfg), infill.summary(cfg)
     facts = {
         "comparisons": comparisons.comparisons(cfg),
         "pooled": comparisons.pooled(cfg),
@@ -184,11 +184,13 @@ def write(cfg: Config) -> Path:
         "deviations": deviations(cfg),
         "data": data_sets(cfg),
         "cost": {f.name: spent for f in sorted(cfg.preset_dir.glob("*-seed*")) if (spent := usage.total(f))},
+        "infilling": filled,
         "provenance": {"report": provenance(switches=cfg.as_dict()), "runs": provenances(cfg)},
     }
     tok, left_out = _tokenizer(cfg, found)
     tasks = page.explorer(cfg, found, tok)
     drawn = pictures.pictures(cfg, found, records, many, tok)
+    holes = {f"infilling-{e['holes']}-{e['hole_length']}": infill.picture(e) for e in filled}
     # Everything that may be refused has been counted; only now is anything written.
     for number, (name, of) in enumerate(rates.items(), start=1):
         printed = paper.paper_table(IN_TABLE[number], number == 1).markdown()
@@ -201,7 +203,7 @@ def write(cfg: Config) -> Path:
         write_json(folder / f"{name}.json", of)
     for name, value in facts.items():
         write_json(folder / f"{name}.json", value)
-    for name, picture in drawn.items():
+    for name, picture in {**drawn, **holes}.items():
         plots.save(picture.figure, folder / f"{name}.png")
         _write_text(folder / f"{name}.csv", picture.data.csv())
     pairs = page.pairs(tasks)
@@ -242,6 +244,10 @@ def write(cfg: Config) -> Path:
         "sandbox": ", ".join(f"{name} ({how})" for name, how in comparisons.sandbox_layers(cfg).items()),
         "figures": [(name, picture, folder / f"{name}.png") for name, picture in drawn.items()],
         "left_out": left_out,
+        "infilling": [
+            (e, infill.said(e), infill.tables(e), name, picture, folder / f"{name}.png")
+            for e, (name, picture) in zip(filled, holes.items(), strict=True)
+        ],
         "details": {"Every switch": cfg.as_dict(), "This report": facts["provenance"]["report"]}
         | facts["provenance"]["runs"],
     }

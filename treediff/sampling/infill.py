@@ -7,7 +7,8 @@
     answers = model.answer([model.gap(hole, 0)], watch)                  # of a holes.Hole, under `hole_length`
 
 The canvas is prompt, prefix, hole, suffix: blocks run over the hole, and all else is given. In a program the prompt and
-what frames an answer stand around it as in training: an empty reasoning, then the code (`hole_context`).
+what frames an answer stand around it as in training: the reasoning (TinyCode's own; of other benchmarks nobody knows
+it: an empty one), then the code (`hole_context`).
 """
 
 from __future__ import annotations
@@ -217,8 +218,8 @@ def place(cfg: Config, tok: PreTrainedTokenizerFast, hole: Hole, sample: int = 0
         said = message(cfg, hole.problem)[0] if hole.problem else examples.INSTRUCTION
         head, _ = tokens.tokenize(tok, examples.prompt_text(tok, said), special=True)
         before = head.tolist()
-        empty, start, _ = examples.Example("", "", "", "", cfg.language).answer()
-        prefix = empty[:start] + prefix
+        head, start, _ = examples.Example("", "", hole.reasoning, "", cfg.language).answer()
+        prefix = head.encode()[:start].decode() + prefix
         suffix = suffix.rstrip("\n") + "\n```"
         after = list(tokens.endings(tok)[1:])
     elif tok.bos_token_id is not None:

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +97,13 @@ def checked(
     return {key: found[text] for key, text in texts.items()}, sandbox
 
 
-def floor(cfg: Config, hole_set: str) -> set[str]:
-    """The holes whose program passes when they are left empty: what no model deserves credit for. Judged once."""
+def floor(cfg: Config, hole_set: str, only: Container[str] | None = None) -> set[str]:
+    """The holes (`only` these) whose program passes when they are left empty: what no model deserves credit for.
+
+    Judged once.
+    """
     by_key = numbered(holes.load(cfg, hole_set))
+    by_key = {key: hole for key, hole in by_key.items() if only is None or hole.id in only}
     texts = [
         json.dumps({"task_id": task, **({"sample": k} if k else {}), "hole": h.id, "solution": h.program("")}) + "\n"
         for (task, k), h in by_key.items()
