@@ -54,8 +54,8 @@ class Hole:
     problem: str  # what the user asks for, if it is known
     node: str = ""  # the type of the node that it is; empty if it is not exactly one
     tier: str = ""  # of that node; `default` if it has none
-    reasoning: str = ""  # what would stand before the program in a training row, where the benchmark has it
     test: str = ""  # a program that calls the check, where the benchmark has no inputs and outputs
+    reasoning: str = ""  # what would stand before the program in a training row, where the benchmark has it
 
     def program(self, completion: str) -> str:
         """The program with `completion` in the hole."""

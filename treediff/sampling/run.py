@@ -138,7 +138,7 @@ def sample_all(cfg: Config, jobs: Sequence[tuple[str, int | None]]) -> list[Path
 def share(cfg: Config, jobs: Sequence[tuple[str, int | None]]) -> None:
     """Make this process's share of the samples that are missing, with one model for all lengths."""
     if torch.cuda.is_available():
-        torch.cuda.set_device(diffusion.device())  # else libraries would put theirs on the first GPU
+        torch.cuda.set_device(diffusion.device())  # else libraries would put their memory on the first GPU
     answerer = None
     for benchmark, length in jobs:
         if length is None:

@@ -7,7 +7,7 @@ Each worker (verdicts.py) is a clean process that knows the expected outputs, ha
 sandbox, and compares what comes back, with EvalPlus's rules, oracles and time limits.
 The expected outputs are what the benchmark's own solutions return in the same sandbox; they are kept under
 `runs/cache`. A scoring that was killed goes on from its journal; the ledger is written whole or not at all. It holds
-one verdict per task, or, where a task has several samples, the list of theirs, and marks those that EvalPlus would not
+one verdict per task, or, where a task has several samples, a list of verdicts, and marks those that EvalPlus would not
 give (departures.py).
 """
 
