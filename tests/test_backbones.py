@@ -6,13 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SHARED
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from treediff.config import resolve
 from treediff.errors import UserError
+from treediff.masking import tokens
 from treediff.model import backbones, forward, llada, lora
 from treediff.model.checkpoint import load_backbone, save_backbone
-from treediff.training import memory, plan
+from treediff.training import batch, memory, plan
+from treediff.training.loss import Denoiser
 
 GOLDEN = Path(__file__).parent / "golden" / "dream"
 CHECKPOINTS = ["tiny_untied/checkpoint", "tiny_untied/checkpoint_sharded", "tiny_tied/checkpoint"]
@@ -175,3 +179,87 @@ def test_every_position_sees_every_other_whatever_the_blocks():
 
 def test_llada_s_own_names_are_the_record_s():
     assert llada.official_name("model.layers.7.mlp.gate_proj.weight") == "model.transformer.blocks.7.ff_proj.weight"
+
+
+# --- the loss --------------------------------------------------------------------------------------------------------
+LOSSES = {
+    "original": {"loss_weight": "inverse_p"},
+    "cart": {"loss_weight": "cart"},
+    "cart_p08": {"loss_weight": "cart", "cart_p": 0.8},
+    "none": {"loss_weight": "none"},
+    "eos_as_one": {"loss_weight": "inverse_p"},
+    "eos_as_one_cart": {"loss_weight": "cart", "cart_p": 0.3},
+    "leftpad_original": {"loss_weight": "inverse_p"},
+    "leftpad_cart": {"loss_weight": "cart"},
+}
+
+
+def golden_loss(shape: str, case: str):
+    """The loss and each token's cross-entropy by our code, on the official code's batch; the model; theirs."""
+    g = load_file(golden(f"{shape}/losses.safetensors"))
+    said = json.loads(golden(f"{shape}/losses.json").read_text())[case]
+    ids, seen = (g[f"batch{said['batch']}.{name}"] for name in ("input_ids", "attention_mask"))
+    mask, noisy = g[f"{case}.loss_mask"], g[f"{case}.masked_input_ids"]
+    net = Denoiser(load_backbone(str(golden(f"{shape}/checkpoint"))))
+    labels = torch.full(ids.shape, tokens.REASONING, dtype=torch.uint8)
+    cfg = resolve("paper", **LOSSES[case])
+    # Dream's own CART counts padding among the known tokens, whoever may see it.
+    weight = batch.loss_weights(cfg, labels, mask, g[f"{case}.t"].double(), torch.ones_like(mask))
+    places = mask.flatten().nonzero()[:, 0]
+    attended = None if seen.all() or said["batch"] == "A" else seen.bool()
+    loss, ce = net(noisy, places, ids[mask], weight[mask], attended)
+    return loss, ce, net.backbone, said, g[f"{case}.token_ce"].flatten()[places]
+
+
+@pytest.mark.parametrize("case", LOSSES)
+@pytest.mark.parametrize("shape", ["tiny_untied", "tiny_tied"])
+def test_dream_s_losses(shape, case):
+    loss, ce, _, said, theirs = golden_loss(shape, case)
+    assert torch.allclose(ce, theirs, rtol=1e-4, atol=1e-5)
+    assert ce.mean().item() == pytest.approx(said["mean_masked_ce_shifted"], rel=1e-5)
+    assert loss.item() == pytest.approx(said["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "case"), [("tiny_untied", "original"), ("tiny_untied", "cart"), ("tiny_tied", "original")]
+)
+def test_dream_s_gradients(shape, case):
+    """Of every parameter, biases too; and the embedding of a padding token learns nothing from being read."""
+    loss, _, net, _, _ = golden_loss(shape, case)
+    loss.backward()
+    want = load_file(golden(f"{shape}/grads_{case}.safetensors"))
+    found = {net.backbone.official_name(n): p.grad for n, p in net.named_parameters()}
+    assert found.keys() == want.keys()
+    for name, gradient in want.items():
+        assert (found[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max() + 1e-8, name
+    pad = net.official_config.get("pad_token_id")
+    if pad is not None:
+        assert not net.model.embed_tokens.weight.grad[pad].any()
+
+
+@given(st.integers(1, 40), st.floats(0.01, 0.99), st.integers(0, 2**31))
+def test_cart_is_the_sum_over_known_tokens(length, p, seed):
+    known = torch.rand(2, length, generator=torch.Generator().manual_seed(seed)) < 0.5
+    apart = (torch.arange(length)[:, None] - torch.arange(length)).abs()
+    each = torch.where(apart > 0, p * (1 - p) ** (apart - 1).double() / 2, 0.0)
+    assert torch.allclose(batch.nearness(known, p), known.double() @ each, atol=1e-12)
+
+
+def test_cart_does_not_depend_on_what_a_row_stands_beside():
+    """Dream's own counts padding, so that a row's loss changes with the batch's longest: ours counts what is seen."""
+    cfg = resolve("paper", loss_weight="cart", normaliser="answer")
+    mask, labels = torch.zeros(1, 30, dtype=torch.bool), torch.ones(1, 30, dtype=torch.uint8)
+    mask[0, 5:18] = True
+    seen = torch.arange(30)[None] < 20
+    labels[~seen] = tokens.PROMPT
+    wide = batch.loss_weights(cfg, labels, mask, torch.ones(1), seen)
+    tight = batch.loss_weights(cfg, labels[:, :20], mask[:, :20], torch.ones(1), seen[:, :20])
+    assert torch.equal(wide[:, :20], tight)
+
+
+def test_the_first_token_of_each_row_is_predicted_at_its_own_place():
+    net = load_backbone(str(golden("tiny_untied/checkpoint")))
+    places = torch.tensor([0, 1, 6, 7, 8, 13])
+    assert forward.predicting(net, places, 7).tolist() == [0, 0, 5, 7, 7, 12]
+    net.backbone = backbones.LLADA
+    assert forward.predicting(net, places, 7) is places

@@ -176,9 +176,14 @@ class Config(BaseModel):
         "answers end in EOS up to the next multiple of 128 tokens, or up to the longest of the global batch (LLaDA's "
         "recipe), or in one EOS; every EOS but padding behind one is trained on",
     )
-    loss_weight: Literal["none", "inverse_p"] = switch(
-        "none", "train", "weight of a masked token: 1 (Eq. 1), or 1/P (LLaDA)", "Eq. 1"
+    loss_weight: Literal["none", "inverse_p", "cart"] = switch(
+        "none",
+        "train",
+        "weight of a masked token: 1 (Eq. 1); 1/P (LLaDA; with the normaliser `masked` Dream's `original`); or `cart` "
+        "(Dream): the more, the more known tokens are near",
+        "Eq. 1",
     )
+    cart_p: float = switch(0.1, "train", "cart: share of a known token's weight that its neighbour takes", gt=0, lt=1)
     normaliser: Literal["masked", "answer"] = switch(
         "masked",
         "train",
