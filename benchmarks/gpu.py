@@ -15,13 +15,16 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from treediff.files import read_json, write_json
+from treediff.report.tables import Table
 from treediff.runs import provenance
+from treediff.training import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 590.0  # seconds
@@ -115,18 +118,151 @@ def run(name: str, piece: Piece, out: Path, cpu: bool) -> dict[str, Any]:
     return result
 
 
-def text(results: dict[str, dict[str, Any]]) -> str:
-    """What was run, as a table."""
+def text(results: dict[str, dict[str, Any]], calls: list[dict[str, Any]]) -> str:
+    """The page: what was run and where, the tables, and each goal beside what was measured."""
     lines = [
         "# On a GPU",
         "",
-        "Written by `make gpu`.",
+        "Written by `benchmarks/gpu.py` from the figures in gpu.json; nothing here is typed.",
         "",
-        "| piece | what | ended | s |",
-        "| --- | --- | --- | --- |",
     ]
-    lines += [f"| {name} | {r['what']} | {r['ended']} | {r['seconds']:.0f} |" for name, r in results.items()]
+    for call in calls:
+        versions = ", ".join(f"{k} {v}" for k, v in call["versions"].items())
+        gpu = ", ".join(call["machine"]["gpus"]) or call["machine"]["cpu"]
+        lines.append(
+            f"- {call['time'][:10]}, commit {call['commit'][:7]}, {gpu}: {', '.join(call['ran'])} ({versions})"
+        )
+    ended = [[name, r["what"], r["ended"], f"{r['seconds']:.0f}"] for name, r in results.items()]
+    ended += [[name, piece.what, "not run", ""] for name, piece in PIECES.items() if name not in results]
+    lines += ["", "## Pieces", "", *Table(["piece", "what", "ended", "s"], ended).markdown().splitlines()]
+    trained, sampled = _trained(results), _sampled(results)
+    if trained:
+        lines += ["", "## A training step of LLaDA-8B's shape (LoRA r 64, 4,096 tokens, bf16, random weights)", ""]
+        head = [
+            "variant",
+            "tokens/s",
+            "of a large matmul, same run [%]",
+            "of the data sheet [%]",
+            "peak [GB]",
+            "planned [GB]",
+        ]
+        rows = []
+        for name, v in trained.items():
+            shares = [f"{100 * x:.1f}" if x else "-" for x in (v["mfu"], v["sheet"])]
+            memory = [f"{x / 1e9:.1f}" if x else "-" for x in (v["peak_memory"], v["planned_memory"])]
+            rows.append([name, f"{v['tokens_per_s']:,.0f}", *shares, *memory])
+        lines += Table(head, rows).markdown().splitlines()
+    if sampled:
+        lines += ["", "## Sampling at LLaDA-8B's shape (bf16, random weights)", ""]
+        lines += [
+            "The floor: the step's FLOPs at a large matmul's rate or its bytes at a large copy's, the larger one.",
+            "",
+        ]
+        head = [
+            "T",
+            "prompts",
+            "mode",
+            "ms a step",
+            "floor [ms]",
+            "ratio",
+            "tokens/s",
+            "times the literal loop's tokens/s",
+        ]
+        rows = []
+        for r in sampled:
+            times = (f"{r[k]:.2f}" for k in ("ms_per_step", "floor_ms", "ratio"))
+            faster = f"{r['faster']:.1f}" if r["faster"] else "-"
+            rows.append([r["T"], r["rows"], r["mode"], *times, f"{r['tokens_per_s']:.0f}", faster])
+        lines += Table(head, rows).markdown().splitlines()
+    if rows := _goals(trained, sampled):
+        lines += ["", "## Goals", "", *Table(["goal", "measured", ""], rows).markdown().splitlines()]
     return "\n".join(lines) + "\n"
+
+
+def _trained(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Each training variant's figures, with its share of the data sheet."""
+    found = {}
+    for r in results.values():
+        for name, v in r.get("figures", {}).get("variants", {}).items():
+            gpu = next(iter(r["figures"]["machine"]["gpus"]), "")
+            known = plan.device(gpu)
+            found[name] = v | {"sheet": v["mfu"] * v["matrix_flops"] / known.flops if known else None}
+    return found
+
+
+def _sampled(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each sampling mode's figures, with how many times faster it is than the literal loop at that T and batch."""
+    found = []
+    for r in results.values():
+        for record in r.get("figures", {}).get("records", []):
+            compiled = r["figures"].get("compiled", False)
+            found.append(record | {"mode": record["mode"] + ", compiled" * compiled})
+    literal = {(r["T"], r["rows"]): r["tokens_per_s"] for r in found if r["mode"] == "literal"}
+    for r in found:
+        at = literal.get((r["T"], r["rows"]))
+        r["faster"] = r["tokens_per_s"] / at if at else None
+    return found
+
+
+def _goals(trained: dict[str, dict[str, Any]], sampled: list[dict[str, Any]]) -> list[list[str]]:
+    """What was aimed at, the best that was measured, and whether that is enough."""
+    rows = []
+
+    def goal(what: str, values: dict[str, float], enough: float, least: bool = True, unit: str = "") -> None:
+        if values:
+            name = (max if least else min)(values, key=values.__getitem__)
+            held = values[name] >= enough if least else values[name] <= enough
+            rows.append([what, f"{values[name]:.2f}{unit} ({name})", "held" if held else "missed"])
+
+    ours = {n: v for n, v in trained.items() if not n.startswith("trainer")}
+    sheets = {n: 100 * v["sheet"] for n, v in ours.items() if v["sheet"]}
+    goal("training: at least 40 % of the data sheet", sheets, 40, unit=" %")
+    if "trainer" in trained:
+        base = trained["trainer"]["tokens_per_s"]
+        ratios = {n: v["tokens_per_s"] / base for n, v in ours.items()}
+        goal(
+            "training: at least 2 times transformers' Trainer with PEFT, without recomputation",
+            ratios,
+            2,
+            unit=" times",
+        )
+    fastest = {
+        n: v["peak_memory"] / 1e9 for n, v in ours.items() if v == max(ours.values(), key=lambda v: v["tokens_per_s"])
+    }
+    goal("training: the fastest variant under 60 GB", fastest, 60, least=False, unit=" GB")
+
+    def of(key: str, want: Callable[[str], bool]) -> dict[str, float]:
+        return {f"T {r['T']}, {r['rows']} prompts, {r['mode']}": r[key] for r in sampled if want(r["mode"]) and r[key]}
+
+    goal("sampling: exact mode within 1.5 times the floor", of("ratio", lambda m: m.startswith("exact")), 1.5, False)
+    goal(
+        "sampling: dual cache with threshold within 2 times", of("ratio", lambda m: m.startswith("threshold")), 2, False
+    )
+    exact = of("faster", lambda m: m in ("exact", "exact, compiled"))
+    goal("sampling: exact mode at least 3 times the literal loop", exact, 3, unit=" times")
+    goal(
+        "sampling: dual cache, 4 tokens a step, at least 15 times",
+        of("faster", lambda m: m.startswith("dual cache, 4")),
+        15,
+        unit=" times",
+    )
+    return rows
+
+
+def publish(folders: list[Path], out: Path) -> None:
+    """gpu.json and gpu.md in `out`, from the gpu.json files of earlier calls; of a piece run twice, the later one."""
+    calls, results = [], {}
+    for folder in folders:
+        found = read_json(folder / "gpu.json")
+        for call in found.get("calls", [{**found, "ran": [*found["pieces"]]}]):
+            calls.append({k: v for k, v in call.items() if k != "pieces"})
+        results |= found["pieces"]
+    results = {name: results[name] for name in PIECES if name in results}
+    for r in results.values():  # the last words of a piece that did not end well stay; they may name folders
+        r.pop("said", None) if r["ended"] == "done" else None
+        r.get("figures", {}).pop("command", None)
+    write_json(out / "gpu.json", {"calls": calls, "pieces": results})
+    (out / "gpu.md").write_text(text(results, calls))
 
 
 def main() -> None:
@@ -135,7 +271,13 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="only name the pieces, and what they left")
     parser.add_argument("--only", action="append", choices=[*PIECES], help="this piece alone, anew")
     parser.add_argument("--cpu", action="store_true", help="without a GPU, at a scale that means nothing")
+    parser.add_argument(
+        "--publish", type=Path, nargs="+", metavar="OUT", help="only put together what calls left there"
+    )
     args = parser.parse_args()
+    if args.publish:
+        publish(args.publish, args.out)
+        return
     folder = (args.out / "gpu").resolve()
     there = {name: folder / f"{name}.json" for name in PIECES}
     if args.list:
@@ -155,7 +297,7 @@ def main() -> None:
         print(*(f"    {line}" for line in result["said"]), sep="\n", flush=True)
         results = {name: read_json(path) for name, path in there.items() if path.exists()}
         write_json(args.out / "gpu.json", provenance(pieces=results))
-        (args.out / "gpu.md").write_text(text(results))
+        publish([args.out], args.out)
     results = [path for path in there.values() if path.exists()]
     print(f"{args.out / 'gpu.md'}: {len(results)} of {len(PIECES)} pieces")
 

@@ -1,10 +1,10 @@
-"""Packs the wheels that a GPU machine without a network lacks: python benchmarks/wheels.py [--have LIST] [--out FOLDER]
+"""Packs the wheels that a GPU machine without a network lacks: benchmarks/wheels.py [--have LIST] [--python X.Y]
 
 Such a machine has torch and its CUDA libraries, often older than ours, and neither DeepSpeed nor the pinned
 transformers. `--have` is its `pip freeze`; without one, the packages of CUDA's own stack (torch, triton, NVIDIA's) are
 taken to be there and everything else of docker/cuda.lock that training and sampling import is packed. They must stay
-below 64 MB together. On that machine: python -m venv --system-site-packages .venv-gpu, then
-.venv-gpu/bin/pip install --no-index --no-deps FOLDER/*.whl
+below 64 MB together; `--python` is the machine's version. On that machine: pip install --no-index --no-deps --upgrade
+--target SITE build/wheels/*.whl, then PYTHONPATH=SITE:. python3 benchmarks/gpu.py
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ ROOT = Path(__file__).resolve().parents[1]
 NEEDED = (
     *("transformers", "tokenizers", "peft", "accelerate", "deepspeed", "hjson", "py-cpuinfo", "einops", "msgpack"),
     *("ninja", "psutil", "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions"),
-    *("huggingface-hub", "safetensors", "regex", "tree-sitter", "tree-sitter-python", "tqdm", "packaging", "pytest"),
+    *("huggingface-hub", "safetensors", "regex", "tqdm", "packaging", "pytest", "datasets", "dill", "multiprocess"),
     *("iniconfig", "pluggy", "hypothesis", "sortedcontainers", "httpx", "httpx2", "httpcore", "httpcore2", "h11"),
     *("anyio", "idna", "certifi", "hf-xet", "filelock", "fsspec", "pyyaml", "typer", "shellingham", "click", "rich"),
 )
 """What `make gpu` imports besides torch, by package; those that no lock names are left out."""
+SOURCE = ("deepspeed", "hjson")
+"""Those that PyPI has as source only; they need no compiler."""
 LIMIT = 64_000_000  # bytes
 
 
@@ -36,19 +38,41 @@ def pins(path: Path) -> dict[str, str]:
 def lacking(have: dict[str, str]) -> list[str]:
     """The pins of our lock that the machine has not, or has in another version."""
     lock = pins(ROOT / "docker" / "cuda.lock")
-    return [f"{name}=={lock[name]}" for name in NEEDED if name in lock and have.get(name) != lock[name]]
+    needed = (*NEEDED, *(name for name in lock if name.startswith("tree-sitter")))
+    return [f"{name}=={lock[name]}" for name in needed if name in lock and have.get(name) != lock[name]]
+
+
+def pack(wanted: list[str], python: str, out: Path) -> None:
+    """Wheels of the wanted packages in `out`, for that Python on x86-64 Linux; those without any are built here."""
+    pip = [sys.executable, "-m", "pip"]
+    built = [w for w in wanted if w.split("==")[0] in SOURCE]
+    subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), *built], check=True)
+    ready = [
+        *pip,
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--python-version",
+        python,
+        "-d",
+        str(out),
+    ]
+    ready += [f"--platform=manylinux{n}_x86_64" for n in ("_2_28", "_2_27", "_2_24", "_2_17", "2014", "1")]
+    ready += ["--platform=any", "--implementation=cp", *(w for w in wanted if w not in built)]
+    subprocess.run(ready, check=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--have", type=Path, help="the machine's `pip freeze`")
+    here = ".".join(map(str, sys.version_info[:2]))
+    parser.add_argument("--python", default=here, help=f"the machine's Python; here {here}")
     parser.add_argument("--out", type=Path, default=Path("build/wheels"))
     args = parser.parse_args()
     wanted = lacking(pins(args.have) if args.have else {})
     args.out.mkdir(parents=True, exist_ok=True)
-    # DeepSpeed is built from its source package, without a compiler.
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(args.out), *wanted]
-    subprocess.run(pip, check=True)
+    pack(wanted, args.python, args.out)
     size = sum(path.stat().st_size for path in args.out.glob("*.whl"))
     print(f"{args.out}: {len(wanted)} packages, {size / 1e6:.1f} MB")
     if size > LIMIT:

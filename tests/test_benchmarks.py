@@ -46,3 +46,10 @@ def test_sampling_agrees_with_the_literal_loop(tmp_path):
     records = {r["mode"]: r for r in json.loads(out.read_text())["records"]}
     assert records["literal"]["same_answers"] == 1
     assert records["literal"]["forwards"] == records["exact"]["forwards"] == 32
+
+
+def test_the_published_page_is_what_the_script_makes_of_the_figures(tmp_path):
+    results = FOLDER.parent / "docs" / "results"
+    run("gpu.py", "--publish", str(results), "--out", str(tmp_path))
+    for name in ("gpu.json", "gpu.md"):
+        assert (tmp_path / name).read_text() == (results / name).read_text()

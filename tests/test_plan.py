@@ -25,7 +25,7 @@ def test_the_paper_s_run():
     assert p["recomputed"] == "none"
     again = plan.plan(PAPER.but(gradient_checkpointing="all"))
     assert again["hours"]["A100"] == pytest.approx(p["flops"] / (8 * 312e12 * 0.30) / 3600)
-    assert again["hours"]["H200"] == pytest.approx(p["flops"] / (8 * 989e12 * 0.22) / 3600)
+    assert again["hours"]["H200"] == pytest.approx(p["flops"] / (8 * 989e12 * 0.21) / 3600)
     assert again["memory_total"] < 26e9 < p["memory_total"]
     assert p["memory"]["weights"] == 2 * 8_015_581_184
     assert p["memory_total"] == sum(p["memory"].values())
@@ -38,7 +38,7 @@ def test_the_plan_is_printed_without_a_network_and_makes_nothing(runs, capsys, m
     said = capsys.readouterr().out
     assert "3,516 optimiser steps" in said
     assert "8,015,581,184 parameters" in said
-    assert re.search(r"training on 8 GPUs: A100 15\.\d, .*H100 6\.\d, .*H200 6\.\d", said)
+    assert re.search(r"training on 8 GPUs: A100 15\.\d, .*H100 7\.\d, .*H200 7\.\d", said)
     assert re.search(r"hours of sampling 1,084 answers, .*A100 \d", said)
     assert "hours of scoring" in said
     assert not runs.exists()

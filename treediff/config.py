@@ -349,6 +349,9 @@ class Config(BaseModel):
     )
     sample_batch: int = switch(16, "run", "prompts decoded together at most; fewer if a GPU's memory asks for it", ge=1)
     sample_processes: int = switch(0, "run", "processes that sample; 0: one per GPU, or one", ge=0)
+    sample_compile: bool = switch(
+        False, "sample", "fuse the elementwise work of each block by torch.compile (needs a compiler; other rounding)"
+    )
 
     # --- processes ---------------------------------------------------------------------------------------------
     workers: int = switch(0, "run", "processes that prepare rows, programs scored at a time; 0: one per core", ge=0)

@@ -209,8 +209,7 @@ def _speed(cfg: Config) -> float:
     import torch
 
     if torch.cuda.is_available():
-        name, known = torch.cuda.get_device_name(), planning.DEVICES
-        device = next((d for key, d in known.items() if key in name), known["A100"])
+        device = planning.device(torch.cuda.get_device_name()) or planning.DEVICES["A100"]
         return device.recomputed * (cfg.peak_flops or device.flops)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -36,7 +36,11 @@ def load_run(cfg: Config) -> nn.Module:
     given = cfg.masking == "none" and cfg.backbone != "pretrain"  # whatever else was trained under this name
     folder = str(own) if own.is_dir() and not given else train.backbone_folder(cfg)
     net = checkpoint.load_backbone(folder, dtype, device(), cfg.revision)
-    return net if own.is_dir() or cfg.masking == "none" else lora.load_adapter(net, cfg.run_dir / "adapter")
+    if not own.is_dir() and cfg.masking != "none":
+        net = lora.load_adapter(net, cfg.run_dir / "adapter")
+    if cfg.sample_compile:
+        lora.compile_blocks(net)
+    return net
 
 
 def decoding(cfg: Config, tok: PreTrainedTokenizerFast, length: int, **changes: Any) -> decode.Decoding:

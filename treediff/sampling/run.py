@@ -66,9 +66,10 @@ _HOLE_SETTINGS = (
 
 def settings(cfg: Config, length: int | None) -> dict[str, Any]:
     """What is written into every sample, so that two harnesses' numbers can be told apart."""
+    compiled = {"sample_compile": True} if cfg.sample_compile else {}
     if length is None:
-        return {n: getattr(cfg, n) for n in _HOLE_SETTINGS}
-    return {"T": length, **{n: getattr(cfg, n) for n in _SETTINGS}}
+        return {**compiled, **{n: getattr(cfg, n) for n in _HOLE_SETTINGS}}
+    return {"T": length, **compiled, **{n: getattr(cfg, n) for n in _SETTINGS}}
 
 
 def _wanted(cfg: Config, benchmark: str, length: int | None) -> list[tuple[str, int]]:

@@ -3,8 +3,8 @@
     treediff train --preset paper --plan                  # works without a GPU and without a network
     print(text(plan(cfg)))
 
-The memory is memory.py's. The hours rest on a stated share of the data sheets' FLOP/s: measured times of the kernels
-that a step is made of, added up; no step of this kit has been measured yet.
+The memory is memory.py's. The hours rest on a stated share of the data sheets' FLOP/s: that of measured
+steps on an H100 (docs/results/gpu.md), taken for its kin, too; for an A100 measured times of kernels, added up.
 """
 
 from __future__ import annotations
@@ -48,13 +48,15 @@ class Device(NamedTuple):
 
 DEVICES = {
     "A100": Device(312e12, 2.04e12, 80e9, 0.43, 0.30),
-    "H100 PCIe": Device(756e12, 2.0e12, 80e9, 0.33, 0.22),
-    "H100 NVL": Device(835e12, 3.9e12, 94e9, 0.33, 0.22),
-    "H100": Device(989e12, 3.35e12, 80e9, 0.33, 0.22),
-    "H200 NVL": Device(835e12, 4.8e12, 141e9, 0.33, 0.22),
-    "H200": Device(989e12, 4.8e12, 141e9, 0.33, 0.22),
+    "H100 PCIe": Device(756e12, 2.0e12, 80e9, 0.28, 0.21),
+    "H100 NVL": Device(835e12, 3.9e12, 94e9, 0.28, 0.21),
+    "H100": Device(989e12, 3.35e12, 80e9, 0.28, 0.21),
+    "H200 NVL": Device(835e12, 4.8e12, 141e9, 0.28, 0.21),
+    "H200": Device(989e12, 4.8e12, 141e9, 0.28, 0.21),
 }
 """By a part of the name that CUDA gives them, the special ones before the general (SXM)."""
+COMPILED = 1.4
+"""How many times faster `compile` makes a step without recomputation, measured on an H100 (docs/results/gpu.md)."""
 
 MARGIN = 1.1
 """`auto` keeps activations as long as this many times the planned memory is free."""
@@ -121,8 +123,13 @@ def peak_flops(cfg: Config, world: int) -> float | None:
 
     if cfg.peak_flops:
         return cfg.peak_flops * world
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((device.flops * world for key, device in DEVICES.items() if key in name), None)
+    known = device(torch.cuda.get_device_name() if torch.cuda.is_available() else "")
+    return known.flops * world if known else None
+
+
+def device(name: str) -> Device | None:
+    """What is known of the GPU that CUDA calls so."""
+    return next((known for key, known in DEVICES.items() if key in name), None)
 
 
 def recomputation(cfg: Config, s: Shape, room: float) -> str:
@@ -177,7 +184,8 @@ def _share(how: str, s: Shape) -> float:
 def _hours(cfg: Config, s: Shape, device: Device, flops: float) -> float:
     """Of training, with the recomputation that the device's memory asks for."""
     again = _share(recomputation(cfg, s, device.memory), s)
-    return flops / (cfg.processes * device.flops) * ((1 - again) / device.plain + again / device.recomputed) / 3600
+    plain = device.plain * (COMPILED if cfg.compile else 1)
+    return flops / (cfg.processes * device.flops) * ((1 - again) / plain + again / device.recomputed) / 3600
 
 
 def _answers(cfg: Config) -> dict[str, int]:
@@ -251,8 +259,8 @@ def text(p: dict[str, Any]) -> str:
         f"hours of training on {p['processes']} GPUs: {_each(p['hours'])}",
         f"hours of sampling {p['answers']:,} answers, none ending early: {_each(p['sampling_hours'])}",
         f"hours of scoring them on this machine's cores: {_hour(p['scoring_hours'])}",
-        "(model FLOPs at 43 % of an A100's data sheet, 30 % with all blocks recomputed; at 33 and 22 % of an H100's or "
-        "H200's: sums of measured kernels, not measured steps)",
+        "(model FLOPs at 28 % of an H100's data sheet, 21 % with all blocks recomputed: measured steps, taken for its "
+        "kin, too; at 43 and 30 % of an A100's: sums of measured kernels)",
         "",
         f"memory per GPU, worst batch, recomputed blocks: {p['recomputed']}",
         *(f"  {_size(value)}  {name}" for name, value in p["memory"].items()),
