@@ -280,8 +280,22 @@ class Config(BaseModel):
     guidance: float = switch(
         0.0, "sample", "classifier-free guidance: how far from what the model says without the prompt; 0 is off", ge=0
     )
-    remasking: Literal["low_confidence", "random"] = switch(
-        "low_confidence", "sample", "committed first: the most confident tokens, or random ones", "A.1"
+    remasking: Literal["low_confidence", "random", "maskgit", "margin", "entropy", "origin"] = switch(
+        "low_confidence",
+        "sample",
+        "committed first: the most confident tokens, or random ones; Dream's: by probability after temperature, top_p "
+        "and top_k (`maskgit`), by its lead over the second token's (`margin`), by the least `entropy`; `origin`: each "
+        "token by chance",
+        "A.1",
+    )
+    schedule: Literal["even", "timestep"] = switch(
+        "even", "sample", "tokens a step: as many at each, or by Dream's times, fewer at first and more at last"
+    )
+    top_p: float = switch(
+        1.0, "sample", "only the likeliest tokens that have this share of the probability together", gt=0, le=1
+    )
+    top_k: int = switch(
+        0, "sample", "only so many tokens, the likeliest; 0: all (Dream's own generate takes 50 unless told)", ge=0
     )
     threshold: float = switch(
         0.0,
