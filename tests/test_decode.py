@@ -370,8 +370,9 @@ def test_lengths_that_do_not_divide_are_refused():
         decode.Decoding(510, (509,), gen_length=30, steps=30, block_length=8)
     with pytest.raises(UserError, match="steps"):
         decode.Decoding(510, (509,), gen_length=32, steps=30, block_length=8)
+    how = decode.Decoding(510, (509,), gen_length=32, steps=32, block_length=8, official=True, cache="dual")
     with pytest.raises(UserError, match="official"):
-        decode.Decoding(510, (509,), gen_length=32, steps=32, block_length=8, official=True, cache="dual")
+        decode.decode(net("tiny"), [[1]], how)
 
 
 def test_bf16_decodes(monkeypatch):

@@ -86,7 +86,7 @@ def test_a_folder_s_shape_is_read_and_an_unknown_one_is_not_guessed(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**plan.LLADA_8B, "n_layers": 2}))
     assert plan.shape(PAPER.but(backbone=str(tmp_path))).layers == 2
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"config\.json: d_model is missing"):
+    with pytest.raises(UserError, match=r"config\.json has no d_model"):
         plan.shape(PAPER.but(backbone=str(tmp_path)))
     with pytest.raises(UserError, match="the shape of someone/else is not known"):
         plan.plan(PAPER.but(backbone="someone/else"))

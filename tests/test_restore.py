@@ -80,7 +80,7 @@ def filled(net, mask_id, hole):
 def test_holes_are_filled_as_the_sampler_fills_a_block():
     """Original tokens are what the model itself would fill in for some holes and others for the rest."""
     net = checkpoint.load_backbone(str(golden("tiny/checkpoint")))
-    mask_id = net.llada_config["mask_token_id"]
+    mask_id = net.official_config["mask_token_id"]
     draw = np.random.default_rng(0)
     holes, expected = [], []
     for i in range(24):

@@ -46,7 +46,7 @@ def test_eq_1_is_the_mean_over_masked_tokens(monkeypatch, chunk):
     g, net = losses(), denoiser()
     mask = g["sft_masked_indices"]
     labels = torch.full(mask.shape, tokens.REASONING, dtype=torch.uint8)
-    weight = batch.loss_weights(CFG, labels, mask, g["p_mask"][:, 0].double())
+    weight = batch.loss_weights(CFG, labels, mask, g["p_mask"][:, 0].double(), mask | True)
     loss, ce = forward(net, g["sft_noisy"], g["input_ids"], mask, weight)
     assert loss.item() == pytest.approx(g["unweighted_mean_masked_ce"].item(), rel=1e-5)
     assert ce.sum().item() == pytest.approx(g["unweighted_sum_masked_ce"].item(), rel=1e-5)
@@ -63,7 +63,7 @@ def test_llada_s_losses_and_their_gradients(monkeypatch, chunk, kind, mask, nois
     labels = torch.full(mask.shape, tokens.REASONING, dtype=torch.uint8)
     for row, n in enumerate(g["prompt_lengths"].tolist() if kind == "sft" else []):
         labels[row, :n] = tokens.PROMPT
-    weight = batch.loss_weights(cfg, labels, mask, g["p_mask"][:, 0].double())
+    weight = batch.loss_weights(cfg, labels, mask, g["p_mask"][:, 0].double(), mask | True)
     loss, ce = forward(net, noisy, g["input_ids"], mask, weight)
     if kind == "sft":
         assert torch.allclose(ce, g["sft_token_ce"], rtol=1e-4, atol=1e-5)

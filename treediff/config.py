@@ -177,9 +177,14 @@ class Config(BaseModel):
         "answers end in EOS up to the next multiple of 128 tokens, or up to the longest of the global batch (LLaDA's "
         "recipe), or in one EOS; every EOS but padding behind one is trained on",
     )
-    loss_weight: Literal["none", "inverse_p"] = switch(
-        "none", "train", "weight of a masked token: 1 (Eq. 1), or 1/P (LLaDA)", "Eq. 1"
+    loss_weight: Literal["none", "inverse_p", "cart"] = switch(
+        "none",
+        "train",
+        "weight of a masked token: 1 (Eq. 1); 1/P (LLaDA; with the normaliser `masked` Dream's `original`); or `cart` "
+        "(Dream): the more, the more known tokens are near",
+        "Eq. 1",
     )
+    cart_p: float = switch(0.1, "train", "cart: share of a known token's weight that its neighbour takes", gt=0, lt=1)
     normaliser: Literal["masked", "answer"] = switch(
         "masked",
         "train",
@@ -287,8 +292,22 @@ class Config(BaseModel):
     guidance: float = switch(
         0.0, "sample", "classifier-free guidance: how far from what the model says without the prompt; 0 is off", ge=0
     )
-    remasking: Literal["low_confidence", "random"] = switch(
-        "low_confidence", "sample", "committed first: the most confident tokens, or random ones", "A.1"
+    remasking: Literal["low_confidence", "random", "maskgit", "margin", "entropy", "origin"] = switch(
+        "low_confidence",
+        "sample",
+        "committed first: the most confident tokens, or random ones; Dream's: by probability after temperature, top_p "
+        "and top_k (`maskgit`), by its lead over the second token's (`margin`), by the least `entropy`; `origin`: each "
+        "token by chance",
+        "A.1",
+    )
+    schedule: Literal["even", "timestep"] = switch(
+        "even", "sample", "tokens a step: as many at each, or by Dream's times, fewer at first and more at last"
+    )
+    top_p: float = switch(
+        1.0, "sample", "only the likeliest tokens that have this share of the probability together", gt=0, le=1
+    )
+    top_k: int = switch(
+        0, "sample", "only so many tokens, the likeliest; 0: all (Dream's own generate takes 50 unless told)", ge=0
     )
     threshold: float = switch(
         0.0,

@@ -1,6 +1,6 @@
 """LLaDA's attention in transformers' blocks: the rotary embedding in float32, as its `rope_full_precision` says.
 
-    layer.self_attn.__class__ = Attention           # llada.empty does it
+    layer.self_attn.__class__ = Attention           # backbones.empty does it
     model.model.rotary_emb = Rotary(model.config)   # its table of sines and cosines stays in float32
 
 transformers rounds the table and every product to the model's dtype. In float32 both give the same bits.

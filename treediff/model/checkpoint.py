@@ -1,4 +1,4 @@
-"""LLaDA's checkpoints: read by tensor name without remote code, written in the same format, whole or not at all.
+"""Checkpoints: read by tensor name without remote code, written in the same format, whole or not at all.
 
     model = load_backbone(folder, dtype=torch.bfloat16)     # a folder or a hub id, one file or sharded
     save_backbone(model, folder, tok)
@@ -17,27 +17,25 @@ from torch import nn
 
 from treediff.errors import UserError
 from treediff.files import read_json, whole
-from treediff.model import llada
+from treediff.model import backbones
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from treediff.model.backbones import Model
 
 
 _SHARD = 5_000_000_000  # bytes of a checkpoint's file, at most
 
 
-def load_backbone(
-    name: str, dtype: torch.dtype = torch.float32, device: str = "cpu", revision: str = "main"
-) -> LlamaForCausalLM:
-    """Read an official LLaDA checkpoint (a folder or a hub id; sharded or not), one tensor at a time, as `dtype`.
+def load_backbone(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu", revision: str = "main") -> Model:
+    """Read an official checkpoint (a folder or a hub id; sharded or not), one tensor at a time, as `dtype`.
 
     Raises UserError naming any tensor that is missing, left over, of another shape or in a truncated file.
     """
     from safetensors import SafetensorError, safe_open
 
     folder = fetch(name, revision)
-    model = llada.empty(_read(folder / "config.json"), dtype)
-    wanted = {llada.official_name(n): n for n, _ in model.named_parameters()}
+    model = backbones.empty(_read(folder / "config.json"), dtype)
+    wanted = {model.backbone.official_name(n): n for n, _ in model.named_parameters()}
     found: dict[str, Path] = {}
     for shard in _shards(folder):
         try:
@@ -55,13 +53,14 @@ def load_backbone(
     missing = sorted(set(wanted) - set(found))
     if missing:
         raise UserError(f"{folder}: tensor {missing[0]} is missing ({len(missing)} of {len(wanted)} are).")
-    return llada.finish(model, device)
+    return backbones.finish(model, device)
 
 
 def fetch(name: str, revision: str) -> Path:
     """The folder of a checkpoint: `name` itself, or where the hub's is after its download. Raises UserError."""
     if Path(name).is_dir():
         return Path(name)
+    backbones.refuse(name)
     from huggingface_hub import snapshot_download
 
     try:
@@ -101,20 +100,20 @@ def _assign(model: nn.Module, name: str, tensor: torch.Tensor, shard: Path, offi
     setattr(module, leaf, nn.Parameter(tensor))
 
 
-def save_backbone(model: LlamaForCausalLM, folder: Path, tok: Any = None, most: int = _SHARD, card: str = "") -> None:
-    """Write `model`, its tokenizer and its `card` (README.md) to `folder` in LLaDA's format, whole or not at all.
+def save_backbone(model: Model, folder: Path, tok: Any = None, most: int = _SHARD, card: str = "") -> None:
+    """Write `model`, its tokenizer and its `card` (README.md) to `folder` in its own family's format, or nothing.
 
     One file, or several of at most `most` bytes with their index, as the hub has them.
     """
     from huggingface_hub import save_torch_state_dict
 
-    named = {llada.official_name(n): p.detach() for n, p in model.named_parameters()}
+    named = {model.backbone.official_name(n): p.detach() for n, p in model.named_parameters()}
     dtype = str(model.dtype).removeprefix("torch.")
     with whole(folder) as temporary:
         temporary.mkdir()
         save_torch_state_dict(named, temporary, max_shard_size=most)
         (temporary / "config.json").write_text(
-            json.dumps({**model.llada_config, "torch_dtype": dtype}, indent=1) + "\n"
+            json.dumps({**model.official_config, "torch_dtype": dtype}, indent=1) + "\n"
         )
         if tok is not None:
             tok.save_pretrained(temporary)
@@ -122,9 +121,9 @@ def save_backbone(model: LlamaForCausalLM, folder: Path, tok: Any = None, most: 
             (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
-def check_tokenizer(model: LlamaForCausalLM, tok: Any) -> None:
+def check_tokenizer(model: Model, tok: Any) -> None:
     """Raises UserError if the model cannot have been made with this tokenizer."""
-    rows, config = model.get_input_embeddings().weight.shape[0], model.llada_config
+    rows, config = model.get_input_embeddings().weight.shape[0], model.official_config
     most = max(tok.get_vocab().values(), default=0)
     if most >= rows:
         raise UserError(f"tokenizer: its ids go up to {most}, the backbone's embedding has {rows} rows only.")

@@ -32,6 +32,19 @@ def hidden_states(model: nn.Module, ids: torch.Tensor, attention_mask: torch.Ten
     return llama.model(input_ids=ids, attention_mask=attention_mask).last_hidden_state
 
 
+def shifted(model: nn.Module) -> bool:
+    """Whether the hidden state at a position predicts the next token, not the one that stands there."""
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).backbone.shifted
+
+
+def predicting(model: nn.Module, places: torch.Tensor, length: int) -> torch.Tensor:
+    """Where the hidden states lie that predict the tokens at `places`, both int64 (n,) in the flattened (B, length).
+
+    Under shift that is one place before; a row's first token, which has none, is predicted at its own, as in Dream.
+    """
+    return places - (places % length != 0).long() if shifted(model) else places
+
+
 def cudnn_serves(cfg: Config) -> bool:
     """Whether cuDNN's attention may serve a training: where no mask can occur, and few shapes do.
 

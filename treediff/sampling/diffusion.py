@@ -46,7 +46,7 @@ def load_run(cfg: Config) -> nn.Module:
 def decoding(cfg: Config, tok: PreTrainedTokenizerFast, length: int, **changes: Any) -> decode.Decoding:
     """The decoding switches, for answers of `length` tokens, with some fields of `Decoding` changed."""
     same = ("block_length", "temperature", "guidance", "remasking", "eos_suppression", "threshold", "cache")
-    values = {name: getattr(cfg, name) for name in (*same, "early_exit", "seed")}
+    values = {name: getattr(cfg, name) for name in (*same, "schedule", "top_p", "top_k", "early_exit", "seed")}
     values |= {"gen_length": length, "steps": length // cfg.tokens_per_step}
     return decode.Decoding(mask_id=tok.mask_token_id, ends=tokens.endings(tok), **{**values, **changes})
 

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from treediff import progress, usage
-from treediff.config import Config
+from treediff.config import SWITCHES, Config
 from treediff.data import benchmarks, holes
 from treediff.errors import UserError
 from treediff.files import read_jsonl, whole, write_json
@@ -65,9 +65,18 @@ _HOLE_SETTINGS = (
 )
 
 
+_LATER = (
+    "sample_compile",
+    "schedule",
+    "top_p",
+    "top_k",
+)  # told where they are not the default: samples were made before
+
+
 def settings(cfg: Config, length: int | None) -> dict[str, Any]:
     """What is written into every sample, so that two harnesses' numbers can be told apart."""
-    told = cfg.label | ({"sample_compile": True} if cfg.sample_compile else {})
+    later = {n: getattr(cfg, n) for n in _LATER if getattr(cfg, n) != SWITCHES[n].default}
+    told = cfg.label | later
     if length is None:
         return {**told, **{n: getattr(cfg, n) for n in _HOLE_SETTINGS}}
     return {"T": length, **told, **{n: getattr(cfg, n) for n in _SETTINGS}}

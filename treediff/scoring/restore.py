@@ -116,7 +116,8 @@ def _surest(net: nn.Module, canvases: list[torch.Tensor], mask_id: int, device: 
         ids[i, : len(canvas)], seen[i, : len(canvas)] = canvas, 1
     row, place = ((ids == mask_id) & (seen == 1)).nonzero(as_tuple=True)
     hidden = forward.hidden_states(net, ids.to(device), None if seen.all() else seen.to(device))
-    logits = forward.lm_head(net)(hidden[row.to(device), place.to(device)]).float()
+    at = forward.predicting(net, (row * width + place).to(device), width)
+    logits = forward.lm_head(net)(hidden.flatten(0, 1)[at]).float()
     logits[:, mask_id] = -torch.inf
     best, token = logits.max(1)
     sure = torch.full(ids.shape, -torch.inf, device=device)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.signal import lfilter
 
 from treediff.config import Config
 from treediff.masking import rules, tokens
@@ -104,7 +105,7 @@ class Batch:
         spans = [r[column].reshape(-1, 3) for r in records] if column else None
         self.mask = rules.corrupt(cfg, self.labels, spans, self.uid, step, self.p)
         self.noisy = rules.apply_mask(self.ids, self.mask, mask)
-        self.weight = loss_weights(cfg, self.labels, self.mask, self.p)
+        self.weight = loss_weights(cfg, self.labels, self.mask, self.p, self.attention_mask)
 
     def part(self, rank: int, number: int) -> slice:
         """The rows of micro-batch `number` on `rank`."""
@@ -176,20 +177,36 @@ def micro(
     )
 
 
-def loss_weights(cfg: Config, labels: torch.Tensor, mask: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+def loss_weights(
+    cfg: Config, labels: torch.Tensor, mask: torch.Tensor, p: torch.Tensor, seen: torch.Tensor
+) -> torch.Tensor:
     """What the cross-entropy of each position counts, float32 (B, L), so that their weighted sum is the loss.
 
     Eq. 1 (`loss_weight = none`, `normaliser = masked`): the mean over all masked tokens. LLaDA's SFT (`inverse_p`,
-    `answer`): each over P and over its own answer's length, then the mean over the batch.
+    `answer`): each over P and over its own answer's length, then the mean over the batch. Dream's `original` is
+    `inverse_p` with `masked`; its `cart` weighs a token by the known ones around it (`nearness`), of those `seen`.
     """
     weight = mask.double()
     if cfg.loss_weight == "inverse_p":
         weight = weight / p[:, None]
+    elif cfg.loss_weight == "cart":
+        weight = weight * nearness(seen & ~mask, cfg.cart_p)
     if cfg.normaliser == "masked":
         weight = weight / mask.sum().clamp(min=1)
     else:
         weight = weight / (labels != tokens.PROMPT).sum(1, keepdim=True).clamp(min=1) / len(labels)
     return weight.float()
+
+
+def nearness(known: torch.Tensor, p: float) -> torch.Tensor:
+    """Of each position i the sum over known tokens j != i of p (1 - p)^(|i - j| - 1) / 2: float64 (B, L) from bool.
+
+    Two running sums, one from each side: that of i + 1 is (1 - p) times that of i, and p if i is known.
+    """
+    values = known.double().numpy()
+    ahead = lfilter([0.0, p], [1.0, p - 1.0], values, axis=1)
+    behind = lfilter([0.0, p], [1.0, p - 1.0], values[:, ::-1], axis=1)[:, ::-1]
+    return torch.from_numpy((ahead + behind) / 2)
 
 
 class Loader:

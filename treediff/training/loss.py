@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from treediff.masking import tokens
-from treediff.model.forward import hidden_states, lm_head
+from treediff.model.forward import hidden_states, lm_head, predicting
 from treediff.training.batch import NOISE_BUCKETS, Micro
 from treediff.training.memory import LOGIT_ROWS
 
@@ -57,6 +57,7 @@ class Denoiser(nn.Module):
 
         Shapes and types are Micro's. Without weights: whether each token is restored, bool (n,), and its cross-entropy.
         """
+        places = predicting(self.backbone, places, noisy.shape[1])
         hidden = hidden_states(self.backbone, noisy, attention_mask).flatten(0, 1).index_select(0, places)
         head = lm_head(self.backbone)
         if weight is None:

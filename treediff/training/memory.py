@@ -22,7 +22,7 @@ _LIVE = 1_000_000_000  # parameters that ZeRO 3 has gathered at a time, at most 
 
 @dataclass(frozen=True)
 class Shape:
-    """A LLaDA model's shape."""
+    """A backbone's shape."""
 
     d: int
     layers: int
@@ -31,10 +31,11 @@ class Shape:
     mlp: int
     vocabulary: int
     tied: bool = False
+    biases: bool = False  # of queries, keys and values
 
     @classmethod
     def of(cls, config: Any) -> Shape:
-        """The shape of a model in transformers, from its config."""
+        """The shape of a model in transformers, from its config; or what `backbones.shape` gives."""
         return cls(
             config.hidden_size,
             config.num_hidden_layers,
@@ -43,6 +44,7 @@ class Shape:
             config.intermediate_size,
             config.vocab_size,
             config.tie_word_embeddings,
+            getattr(config, "biases", getattr(config, "model_type", "") == "qwen2"),
         )
 
     @property
@@ -63,6 +65,7 @@ class Shape:
     def parameters(self) -> int:
         """All parameters of the backbone."""
         block = sum(a * b for a, b in self.matrices) + 2 * self.d
+        block += sum(b for _, b in self.matrices[:3]) if self.biases else 0
         return self.layers * block + self.d + self.vocabulary * self.d * (1 if self.tied else 2)
 
     def lora(self, rank: int) -> int:

@@ -22,6 +22,7 @@ from treediff.config import Config, runs_root
 from treediff.data.prepare import HELD_BACK
 from treediff.errors import UserError
 from treediff.files import read_json
+from treediff.model import backbones
 from treediff.training import memory
 from treediff.training.batch import total_steps
 from treediff.training.memory import Shape
@@ -32,17 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LLADA_8B = {
-    "d_model": 4096,
-    "n_layers": 32,
-    "n_heads": 32,
-    "n_kv_heads": 32,
-    "mlp_hidden_size": 12288,
-    "embedding_size": 126464,
-    "weight_tying": False,
-}
-"""The shape of GSAI-ML's 8B checkpoints (8,015,581,184 parameters), as their config.json has it."""
-KNOWN = {f"GSAI-ML/{name}": LLADA_8B for name in ("LLaDA-8B-Instruct", "LLaDA-8B-Base", "LLaDA-1.5")}
+LLADA_8B, KNOWN = backbones.LLADA_8B, backbones.KNOWN
 
 
 class Device(NamedTuple):
@@ -113,18 +104,7 @@ def shape(cfg: Config) -> Shape:
         c = KNOWN[cfg.backbone]
     else:
         raise UserError(f"backbone: the shape of {cfg.backbone} is not known here; name a folder with its config.json.")
-    try:
-        return Shape(
-            c["d_model"],
-            c["n_layers"],
-            c["n_heads"],
-            c.get("n_kv_heads") or c["n_heads"],
-            c["mlp_hidden_size"],
-            c.get("embedding_size") or c["vocab_size"],
-            bool(c.get("weight_tying")),
-        )
-    except KeyError as e:
-        raise UserError(f"{cfg.backbone}/config.json: {e.args[0]} is missing.") from None
+    return Shape.of(backbones.shape(c))
 
 
 def flops_per_token(parameters: int, lora: bool) -> float:
