@@ -13,14 +13,14 @@ from treediff.config import Config
 from treediff.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from treediff.model.backbones import Model
 
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The 7 matrices of each block, never the head (A.1)."""
 
 
-def add_lora(model: LlamaForCausalLM, cfg: Config) -> nn.Module:
+def add_lora(model: Model, cfg: Config) -> nn.Module:
     """`model` with trainable LoRA matrices on the 7 matrices of each block, everything else frozen (A.1).
 
     Raises UserError if one of the targets matches nothing.
@@ -51,7 +51,7 @@ def compile_blocks(model: nn.Module) -> None:
         layer.compile(dynamic=True)
 
 
-def load_adapter(model: LlamaForCausalLM, folder: Path) -> LlamaForCausalLM:
+def load_adapter(model: Model, folder: Path) -> Model:
     """`model` with the PEFT adapter in `folder` merged into its weights."""
     from peft import PeftModel
 

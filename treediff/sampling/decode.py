@@ -215,12 +215,13 @@ def exactly(run: _Run) -> None:
         return
     if how.holes and how.schedule == "timestep":  # each row's own number
         each = [how.commits(n) if n else [] for n in run.still_open()]
-        numbers = list(itertools.zip_longest(*each, fillvalue=0))
+        columns = itertools.zip_longest(*each, fillvalue=0)
+        numbers: list[int | torch.Tensor] = [
+            torch.tensor(column, device=run.device)[:, None] if any(column) else 0 for column in columns
+        ]
     else:
-        numbers = how.commits(left, done)
+        numbers = [*how.commits(left, done)]
     for number in numbers:
-        if isinstance(number, tuple):
-            number = torch.tensor(number, device=run.device)[:, None] if any(number) else 0
         # Under `official` a mask token that was committed is open still: all slots are looked at, always.
         if isinstance(number, torch.Tensor) or number:
             run.step(run.slots if how.official else left, partial(most_confident, number=number))
@@ -311,7 +312,7 @@ def propose(
         cut = likeliest(logits if u is None else logits / how.temperature, how.top_p, how.top_k)
     # Gumbel-max: the argmax of logits / temperature + noise is a sample of the softmax at that temperature.
     warm = None if u is None else (logits.double() / how.temperature if cut is logits else cut.double())
-    token = (cut if warm is None else warm - torch.log(-torch.log(u))).argmax(1)
+    token = (cut if warm is None or u is None else warm - torch.log(-torch.log(u))).argmax(1)
     if how.remasking in DREAM:
         odds = DREAM[how.remasking](cut, token)
         if how.eos_suppression == "confidence":
@@ -351,7 +352,8 @@ def margin(logits: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
 
 def entropy(logits: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
     """The distribution's entropy [nats], (n,)."""
-    return torch.special.entr(logits.softmax(1)).sum(1)
+    spread: torch.Tensor = torch.special.entr(logits.softmax(1)).sum(1)
+    return spread
 
 
 DREAM = {"maskgit": against, "margin": margin, "entropy": entropy}

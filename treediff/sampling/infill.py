@@ -218,8 +218,8 @@ def place(cfg: Config, tok: PreTrainedTokenizerFast, hole: Hole, sample: int = 0
         said = message(cfg, hole.problem)[0] if hole.problem else examples.INSTRUCTION
         head, _ = tokens.tokenize(tok, examples.prompt_text(tok, said), special=True)
         before = head.tolist()
-        head, start, _ = examples.Example("", "", hole.reasoning, "", cfg.language).answer()
-        prefix = head.encode()[:start].decode() + prefix
+        framed, start, _ = examples.Example("", "", hole.reasoning, "", cfg.language).answer()
+        prefix = framed.encode()[:start].decode() + prefix
         suffix = suffix.rstrip("\n") + "\n```"
         after = list(tokens.endings(tok)[1:])
     elif tok.bos_token_id is not None:
