@@ -146,6 +146,23 @@ def test_two_nodes_train_one_run_and_are_stopped_together(slurm, tmp_path, runs)
     stopped_and_sent_again(slurm, tmp_path, runs, 150, gpus_on_node=1, **nodes)
 
 
+def test_the_script_hands_the_warning_on_and_requeues_a_training_that_ends_with_75(slurm, tmp_path):
+    """With a stand-in for treediff, so that it is quick; the two slow tests above do it with real trainings."""
+    (tmp_path / "bin" / "treediff").write_text(
+        f"#!{sys.executable}\nimport signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), sys.exit(75)))\n"
+        "open('begun', 'w').close()\ntime.sleep(60)\n"
+    )
+    (tmp_path / "bin" / "treediff").chmod(0o755)
+    job = slurm("train.sh", "--masking", "ast", gpus_on_node=1)
+    until = time.monotonic() + 60
+    while not (tmp_path / "begun").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(job.pid, signal.SIGTERM)
+    assert job.wait(60) == 75
+    assert (tmp_path / "requeued").read_text() == "requeue 4242\n"
+
+
 def test_a_training_that_fails_is_not_sent_again(slurm, tmp_path, runs):
     assert slurm("train.sh", *SHORT, "--max_stepps", 3).wait(300) == 2
     assert "did you mean max_steps" in (tmp_path / "out").read_text()

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -99,33 +98,6 @@ def test_wheels_are_those_that_the_machine_lacks(tmp_path, monkeypatch):
     every = {line.partition("==")[0] for line in wheels.lacking({})}
     assert {"deepspeed", "pydantic", "pydantic-core", "transformers", "peft"} <= every
     assert not any(name.startswith(("nvidia", "triton", "torch")) for name in every)
-
-
-SBATCH = """#!/bin/sh
-echo "$@" >>"$0.log"
-"""
-
-
-def test_the_slurm_script_of_the_documentation_requeues_a_preempted_run(tmp_path):
-    page = (FOLDER.parent / "docs" / "training.md").read_text()
-    script = page.partition("```sh\n")[2].partition("```")[0]
-    (tmp_path / "job").write_text(script)
-    (tmp_path / "treediff").write_text(
-        f"#!{sys.executable}\nimport signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), sys.exit(75)))\n"
-        "open('begun', 'w').close()\ntime.sleep(60)\n"
-    )
-    (tmp_path / "scontrol").write_text(SBATCH)
-    for name in ("treediff", "scontrol"):
-        (tmp_path / name).chmod(0o755)
-    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "41"}
-    job = subprocess.Popen(["bash", "job"], cwd=tmp_path, env=env)
-    until = time.monotonic() + 60
-    while not (tmp_path / "begun").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    job.terminate()
-    assert job.wait(60) == 75
-    assert (tmp_path / "scontrol.log").read_text() == "requeue 41\n"
 
 
 def test_what_a_block_asks_of_a_device_is_counted(monkeypatch):
